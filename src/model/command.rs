@@ -1,0 +1,199 @@
+//! What is asked: commands, the proposal that carries one, and the batch that is one log entry.
+
+use super::{Caller, KeyRange, LeaseId, Revision};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// One Raft log entry: many proposals at one log time. Encoded once by the proposer (`codec`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Log time in ms: apply uses `max(last, this)`. Everything that is decided by time is decided by it.
+    pub proposed_at_ms: u64,
+    /// The leader's wall clock in ms since 1970, for display and audit; decides nothing.
+    pub wall_ms: u64,
+    pub proposals: Vec<Proposal>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Proposal {
+    pub caller: Caller,
+    pub idempotency: Option<Idempotency>,
+    pub command: Command,
+}
+
+/// A client's `Idempotency-Key` and the fingerprint of the request it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    pub key: String,
+    pub fingerprint: [u8; 16],
+}
+
+/// Variants are only ever appended; an unknown one in the log is a fault, never skipped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    Txn(Txn),
+    /// Forget history up to and including what `revision` superseded.
+    Compact {
+        revision: Revision,
+    },
+    RaiseFeatureLevel {
+        level: u32,
+    },
+    /// The quota is replicated, because apply decides by it; the leader proposes its own setting.
+    SetQuota {
+        bytes: u64,
+    },
+    LeaseGrant {
+        id: LeaseId,
+        ttl_ms: u64,
+    },
+    LeaseRevoke {
+        id: LeaseId,
+        reason: super::DeleteReason,
+    },
+}
+
+/// Compares are evaluated before any write; then one of the branches runs, atomically, at one revision.
+/// A single put or delete is a transaction of one operation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Txn {
+    pub compares: Vec<Compare>,
+    pub success: Vec<Op>,
+    pub failure: Vec<Op>,
+}
+
+/// Holds if it holds for every key in the range; a missing key compares as version, revisions and
+/// lease 0, and false for a value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Compare {
+    pub range: KeyRange,
+    pub op: CompareOp,
+    pub target: CompareTarget,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CompareOp {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CompareTarget {
+    Version(i64),
+    CreateRevision(Revision),
+    ModRevision(Revision),
+    Value(Bytes),
+    Lease(LeaseId),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    Put(PutOp),
+    Delete {
+        range: KeyRange,
+        prev_kv: bool,
+    },
+    Range(RangeOp),
+    /// Add to a decimal int64; `initial` is the value before the first add. Bounds fail with
+    /// `OutOfRange` and abort the transaction, or clamp.
+    Add {
+        key: Bytes,
+        by: i64,
+        initial: i64,
+        min: Option<i64>,
+        max: Option<i64>,
+        clamp: bool,
+        lease: LeaseChoice,
+    },
+    /// RFC 7396 merge patch of a JSON value. The patch was checked to be JSON before it was proposed.
+    MergePatch {
+        key: Bytes,
+        patch: Bytes,
+        prev_kv: bool,
+        lease: LeaseChoice,
+    },
+    Txn(Box<Txn>),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PutOp {
+    pub key: Bytes,
+    pub value: Bytes,
+    /// As declared by the client; `None` is undeclared.
+    pub content_type: Option<String>,
+    pub lease: LeaseChoice,
+    pub prev_kv: bool,
+    /// etcd's `ignore_value`: keep the stored value and content type; the key must exist.
+    pub ignore_value: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaseChoice {
+    /// No lease; a former attachment is dropped.
+    #[default]
+    Detach,
+    /// Keep what is attached now.
+    Keep,
+    /// Attach to this lease, which must exist.
+    Attach(LeaseId),
+    /// An implicit lease of this one key: granted with `id` and attached in the same command.
+    Implicit { id: LeaseId, ttl_ms: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RangeOp {
+    pub range: KeyRange,
+    /// 0 reads the newest revision; inside a transaction, with the transaction's own writes.
+    pub revision: Revision,
+    /// 0 is no limit.
+    pub limit: u64,
+    pub sort: RangeSort,
+    pub order: SortOrder,
+    pub keys_only: bool,
+    pub count_only: bool,
+    pub min_mod_revision: Revision,
+    pub max_mod_revision: Revision,
+    pub min_create_revision: Revision,
+    pub max_create_revision: Revision,
+}
+
+impl RangeOp {
+    /// The newest state of `range`, by key, whole.
+    #[must_use]
+    pub fn newest(range: KeyRange) -> Self {
+        Self {
+            range,
+            revision: 0,
+            limit: 0,
+            sort: RangeSort::Key,
+            order: SortOrder::Ascending,
+            keys_only: false,
+            count_only: false,
+            min_mod_revision: 0,
+            max_mod_revision: 0,
+            min_create_revision: 0,
+            max_create_revision: 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RangeSort {
+    #[default]
+    Key,
+    Version,
+    Create,
+    Mod,
+    Value,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SortOrder {
+    #[default]
+    Ascending,
+    Descending,
+}

@@ -1,0 +1,83 @@
+//! Every bound in one place: what it limits and what happens at it.
+
+/// A key's length in bytes over REST; longer is refused (`key-too-long`).
+pub const KEY_BYTES_MAX: usize = 4096;
+/// A request body (etcd's default); longer is refused (`too-large`).
+pub const REQUEST_BYTES_MAX: usize = 1_572_864;
+/// Operations, and compares, of one transaction (etcd's default); more are refused.
+pub const TXN_OPS_MAX: usize = 128;
+/// How deep transactions may nest; deeper is refused.
+pub const TXN_DEPTH_MAX: usize = 32;
+/// Entries of one list page: asked for by default, and at most.
+pub const LIST_PAGE_DEFAULT: u64 = 1000;
+pub const LIST_PAGE_MAX: u64 = 10_000;
+/// Bytes of keys and values in one list page; the page ends early.
+pub const LIST_PAGE_BYTES_MAX: usize = 4 << 20;
+/// Entries of one history page: by default, and at most.
+pub const HISTORY_PAGE_DEFAULT: u64 = 100;
+pub const HISTORY_PAGE_MAX: u64 = 1000;
+/// Proposals, and bytes, in one log entry; the batcher starts another entry.
+pub const BATCH_PROPOSALS_MAX: usize = 256;
+pub const BATCH_BYTES_MAX: usize = 512 << 10;
+/// Batches proposed and not yet applied; the batcher waits.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 2;
+/// Proposals waiting for the batcher; more are refused (`throttled`, not applied).
+pub const PROPOSAL_QUEUE_MAX: usize = 16_384;
+/// Bytes of requests and answers in flight on one member; more are refused (`throttled`).
+pub const ADMISSION_BYTES_DEFAULT: u64 = 256 << 20;
+/// Log kept in memory for replication and apply; older entries are read from disk.
+pub const LOG_CACHE_BYTES: usize = 64 << 20;
+/// A segment of the write-ahead log.
+pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Newest values kept in memory; others are read from the store.
+pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
+/// History written but not yet in the engine; apply waits for the engine.
+pub const WRITE_BEHIND_BYTES_MAX: usize = 64 << 20;
+/// A block of history aims at this many bytes, below the engine's blob threshold.
+pub const BLOCK_BYTES_TARGET: usize = 14 << 10;
+/// How long an engine call may take before the process ends.
+pub const ENGINE_WATCHDOG_S: u64 = 10;
+/// The engine's own cache.
+pub const ENGINE_CACHE_BYTES: u64 = 64 << 20;
+/// Idempotency records: kept this long in log time, this many, with answers up to this size.
+pub const IDEMPOTENCY_KEPT_MS: u64 = 600_000;
+pub const IDEMPOTENCY_RECORDS_MAX: usize = 1_000_000;
+pub const IDEMPOTENCY_REPLY_BYTES_MAX: usize = 4096;
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Logical bytes of the store; growth is refused (`storage-full`).
+pub const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
+/// Share of the quota (in percent) above which automatic compaction shortens its retention.
+pub const QUOTA_PRESSURE_PERCENT: u64 = 75;
+/// Deadlines of requests: by default and at most.
+pub const TIMEOUT_DEFAULT_MS: u64 = 5_000;
+pub const TIMEOUT_MAX_MS: u64 = 60_000;
+/// `wait` on GET and watch; longer is clamped.
+pub const WAIT_MAX_MS: u64 = 600_000;
+/// Events buffered per watch stream; beyond, the stream is served from history.
+pub const WATCH_QUEUE_EVENTS_MAX: usize = 10_000;
+pub const WATCH_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Recent events kept in memory for watchers that lag a little.
+pub const WATCH_RING_BYTES_MAX: usize = 32 << 20;
+/// Targets of one watch stream, and streams of one member; more are refused.
+pub const WATCH_TARGETS_MAX: usize = 64;
+pub const WATCH_STREAMS_MAX: usize = 100_000;
+/// Lease TTL: the machine's own minimum, and REST's maximum.
+pub const LEASE_TTL_MIN_MS: u64 = 1_000;
+pub const LEASE_TTL_MAX_MS: u64 = 365 * 24 * 3_600_000;
+/// A declared content type's length in bytes; longer is refused.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
+/// JSON nesting accepted anywhere; deeper is refused. (serde_json's own limit is 128.)
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Request head: bytes and number of headers; more is answered 431.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+pub const HEADERS_MAX: usize = 100;
+/// A request head must arrive within this time, and a body at this rate after the grace.
+pub const HEAD_TIMEOUT_S: u64 = 10;
+pub const BODY_GRACE_S: u64 = 10;
+pub const BODY_RATE_BYTES_PER_S: u64 = 1024;
+/// Connections of one member; beyond, new ones are refused at accept.
+pub const CONNECTIONS_MAX: usize = 16_000;
+/// Disk space below which growth is refused, and what the log keeps in reserve.
+pub const DISK_RESERVE_BYTES_DEFAULT: u64 = 256 << 20;
+/// How long shutdown may take before what is left is cut off.
+pub const SHUTDOWN_S: u64 = 15;

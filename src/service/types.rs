@@ -1,0 +1,122 @@
+//! What `service` takes and gives, besides the model's own types.
+
+use crate::model::{Caller, Revision};
+pub use crate::model::{Delimiter, HistoryItem, HistoryOp, HistoryPage, ListOp, ListPage};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What every operation carries.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub caller: Caller,
+    /// The server-side deadline, from now.
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Consistency {
+    #[default]
+    Linearizable,
+    /// This member's applied state; older than the bound is answered by the leader.
+    Stale { max_staleness: Option<Duration> },
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadOptions {
+    pub consistency: Consistency,
+    /// Wait, within the timeout, until this member has applied this revision.
+    pub min_revision: Option<Revision>,
+}
+
+/// Who answered, and what the answer reflects.
+#[derive(Debug, Clone)]
+pub struct Header {
+    pub cluster_id: u64,
+    pub member_id: u64,
+    pub member_name: Arc<str>,
+    pub leader_name: Option<Arc<str>>,
+    pub term: u64,
+    /// The store's revision that the answer reflects.
+    pub revision: Revision,
+    /// For stale reads: how long ago this member last knew itself up to date.
+    pub staleness_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Answer<T> {
+    pub header: Header,
+    pub body: T,
+    /// The answer of an earlier request with the same idempotency key.
+    pub replayed: bool,
+}
+
+/// Holds a share of the member's byte budget until dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Admission {
+    pub(super) _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompactTarget {
+    Revision(Revision),
+    KeepRevisions(i64),
+    KeepAge(Duration),
+}
+
+#[derive(Debug, Clone)]
+pub struct WaitOp {
+    pub key: Bytes,
+    pub known: Option<Revision>,
+    pub wait: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashReply {
+    /// 32 lower-case hex digits.
+    pub hash: String,
+    pub revision: Revision,
+    pub compacted_revision: Revision,
+    pub applied_index: u64,
+}
+
+/// The bytes of a snapshot and what they are an image of.
+#[derive(Debug)]
+pub struct SnapshotStream {
+    pub revision: Revision,
+    pub size_hint: Option<u64>,
+    pub chunks: tokio::sync::mpsc::Receiver<Result<Bytes, crate::model::Fault>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Check {
+    pub name: &'static str,
+    /// `Err` says what is wrong.
+    pub result: Result<(), String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Status {
+    pub name: Arc<str>,
+    pub id: u64,
+    pub cluster_id: u64,
+    pub leader: Option<Arc<str>>,
+    pub is_leader: bool,
+    pub learner: bool,
+    pub term: u64,
+    pub raft_index: u64,
+    pub applied_index: u64,
+    pub revision: Revision,
+    pub compacted_revision: Revision,
+    /// Bytes of the data directory's files.
+    pub db_bytes: u64,
+    /// Logical bytes of live and retained data, as the quota counts them.
+    pub db_bytes_in_use: u64,
+    pub quota_bytes: u64,
+    pub keys: u64,
+    pub leases: u64,
+    pub watchers: u64,
+    pub uptime_ms: u64,
+    pub alarms: Vec<&'static str>,
+}

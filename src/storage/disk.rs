@@ -1,0 +1,36 @@
+//! The disk as the log and the snapshots see it: a small trait, so that crashes, short writes and
+//! errors can be injected and un-synced data can be lost in tests.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub trait Disk: Debug + Send + Sync + 'static {
+    /// A new file for reading and writing; fails if it exists.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// An existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// File names (not directories) in `dir`, sorted.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that an unprivileged writer could still write below `path`.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+pub trait DiskFile: Debug + Send + Sync + 'static {
+    /// Reads up to `buf.len()` bytes; 0 at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `buf`, or fails; a failed write may have written a part.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Data and the metadata needed to read it back (fdatasync).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Reserves space up to `len` so that later writes need no allocation; the file reads as zeros there.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn len(&self) -> io::Result<u64>;
+}
