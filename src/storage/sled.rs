@@ -6,35 +6,53 @@
 use super::engine::{Engine, EngineBatch};
 use crate::model::{Fault, limits};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// With sled's default segments an unpaced load deadlocked; none did with this size.
 const SEGMENT_BYTES: usize = 8 << 20;
 
+/// Tells apart the databases of one process: sled may remove a dropped one's directory late.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Debug)]
 pub struct SledEngine {
     db: ::sled::Db,
+    /// Dropped after `db`.
+    _files: Files,
+}
+
+/// The directory of a database, removed with it.
+#[derive(Debug)]
+struct Files(PathBuf);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Best effort: what is left is wiped at the next start, and costs only space until then.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 impl SledEngine {
-    /// Wipes `dir` and opens an empty database in it, which removes `dir` when it is dropped.
+    /// Wipes `dir` and opens an empty database below it, which removes its files when it is dropped.
     ///
     /// # Errors
     /// A fault if the directory cannot be wiped or sled cannot open.
     pub fn fresh(dir: &Path) -> Result<Self, Fault> {
         wipe(dir)?;
+        let path = dir.join(format!("db-{}", OPENED.fetch_add(1, Ordering::Relaxed)));
+        // `temporary` spares the fsync of the whole file when it is dropped.
         let db = ::sled::Config::new()
-            .path(dir)
+            .path(&path)
             .temporary(true)
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(limits::ENGINE_CACHE_BYTES)
             .flush_every_ms(None)
             .open()
             .map_err(|error| fault("open the engine", &error))?;
-        Ok(Self { db })
+        Ok(Self { db, _files: Files(path) })
     }
 }
 
@@ -101,7 +119,7 @@ impl Engine for SledEngine {
 #[derive(Debug)]
 pub struct SledFactory {
     dir: PathBuf,
-    next: Mutex<u64>,
+    next: AtomicU64,
 }
 
 impl SledFactory {
@@ -113,17 +131,13 @@ impl SledFactory {
         let dir = dir.into();
         wipe(&dir)?;
         std::fs::create_dir_all(&dir).map_err(|error| Fault::io("make the engine's directory", &error))?;
-        Ok(Self { dir, next: Mutex::new(1) })
+        Ok(Self { dir, next: AtomicU64::new(1) })
     }
 
     /// # Errors
     /// A fault if the database cannot be opened.
     pub fn make(&self) -> Result<Arc<dyn Engine>, Fault> {
-        let number = {
-            let mut next = self.next.lock();
-            *next += 1;
-            *next - 1
-        };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(SledEngine::fresh(&self.dir.join(number.to_string()))?))
     }
 }
@@ -148,7 +162,7 @@ mod tests {
         let engine = SledEngine::fresh(&path).unwrap();
         engine.commit(vec![(Bytes::from_static(b"k"), Some(Bytes::from_static(b"v")))]).unwrap();
         drop(engine);
-        assert!(!path.exists(), "the directory goes with the engine");
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "the files go with the engine");
         let engine = SledEngine::fresh(&path).unwrap();
         assert_eq!(engine.get(b"k").unwrap(), None);
     }
@@ -166,6 +180,7 @@ mod tests {
         assert_eq!(second.get(b"k").unwrap(), None);
         assert!(first.get(b"k").unwrap().is_some());
         drop(first);
-        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(state.join("1")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(state.join("2")).unwrap().count(), 1);
     }
 }
