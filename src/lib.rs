@@ -5,8 +5,10 @@
 //! < `machine` < `watch, raft` < `service` < `peer, api, client` < `node` < `cli`; `tests/tidy.rs` fails
 //! if one does not.
 
+pub mod api;
 pub mod env;
 pub mod model;
+pub mod net;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
