@@ -5,8 +5,11 @@
 //! < `machine` < `watch, raft` < `service` < `peer, api, client` < `node` < `cli`; `tests/tidy.rs` fails
 //! if one does not.
 
+pub mod client;
 pub mod env;
 pub mod model;
+pub mod node;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+pub mod watch;

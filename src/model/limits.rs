@@ -53,11 +53,13 @@ pub const TIMEOUT_DEFAULT_MS: u64 = 5_000;
 pub const TIMEOUT_MAX_MS: u64 = 60_000;
 /// `wait` on GET and watch; longer is clamped.
 pub const WAIT_MAX_MS: u64 = 600_000;
-/// Events buffered per watch stream; beyond, the stream is served from history.
-pub const WATCH_QUEUE_EVENTS_MAX: usize = 10_000;
-pub const WATCH_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Events a watch stream holds at once; what follows waits in the ring below, then in history.
+pub const WATCH_QUEUE_EVENTS_MAX: usize = 1_000;
+pub const WATCH_QUEUE_BYTES_MAX: usize = 1 << 20;
 /// Recent events kept in memory for watchers that lag a little.
 pub const WATCH_RING_BYTES_MAX: usize = 32 << 20;
+/// Reads of history for lagging watchers at the same time; more wait.
+pub const WATCH_CATCH_UPS_MAX: usize = 8;
 /// Targets of one watch stream, and streams of one member; more are refused.
 pub const WATCH_TARGETS_MAX: usize = 64;
 pub const WATCH_STREAMS_MAX: usize = 100_000;
