@@ -11,7 +11,6 @@ use crate::model::Caller;
 use crate::model::limits::{TIMEOUT_DEFAULT_MS, TIMEOUT_MAX_MS};
 use crate::service::{Admission, Consistency, Context, Header, ReadOptions};
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
@@ -25,7 +24,7 @@ const ANSWER_BYTES: usize = 512;
 pub(crate) struct Call {
     pub(crate) state: Arc<State>,
     pub(crate) parts: Parts,
-    pub(crate) body: Option<Incoming>,
+    pub(crate) body: Option<axum::body::Body>,
     pub(crate) operation: Operation,
     /// Where `{key}` begins in the path.
     pub(crate) rest: usize,
