@@ -5,6 +5,7 @@
 //! < `machine` < `watch, raft` < `service` < `peer, api, client` < `node` < `cli`; `tests/tidy.rs` fails
 //! if one does not.
 
+pub mod cli;
 pub mod client;
 pub mod env;
 pub mod model;
