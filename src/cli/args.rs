@@ -4,7 +4,7 @@ use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,12 +17,31 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
+/// Commands that speak to nobody: the client's options would only clutter their help.
+const OFFLINE: [&str; 5] = ["serve", "completion", "man", "version", "openapi"];
+
+impl Cli {
+    /// The definition with the options of the client hidden where they mean nothing.
+    pub(super) fn definition() -> clap::Command {
+        let mut definition = Self::command();
+        // Global options reach the commands only when the definition is built.
+        definition.build();
+        OFFLINE.into_iter().fold(definition, |definition, name| {
+            definition.mut_subcommand(name, |command| {
+                command
+                    .mut_args(|arg| if arg.get_help_heading() == Some(CLIENT_OPTIONS) { arg.hide(true) } else { arg })
+            })
+        })
+    }
+}
+
+const CLIENT_OPTIONS: &str = "Client options";
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 condition failed, 5 held or out of range,
   6 denied, 7 unavailable (nothing happened), 8 outcome unknown, 9 compacted, 10 unhealthy";
 
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Client options")]
+#[command(next_help_heading = CLIENT_OPTIONS)]
 pub(super) struct Global {
     /// Members to talk to, in this order, separated by commas [default: 127.0.0.1:2379]
     #[arg(
@@ -516,7 +535,6 @@ pub(super) enum KeyOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parsed(args: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from([&["tenure"], args].concat())
@@ -525,6 +543,15 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_servers_help_shows_only_what_it_uses() {
+        let help =
+            |name| Cli::definition().find_subcommand_mut(name).map(|command| command.render_long_help().to_string());
+        assert!(!help("serve").unwrap().contains("--endpoints"));
+        assert!(help("serve").unwrap().contains("--data-dir"));
+        assert!(help("get").unwrap().contains("--endpoints"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod server_flags;
 mod session;
 
 use args::{Cli, Command, ConfigCommand, SnapshotCommand};
-use clap::Parser;
+use clap::FromArgMatches as _;
 use exit::CliError;
 use output::Out;
 use session::Session;
@@ -26,7 +26,8 @@ use std::process::ExitCode;
 /// Parses the process's arguments, runs the command and answers its exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = Cli::definition().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // A terminal that is gone cannot be told so.

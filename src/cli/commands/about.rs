@@ -3,7 +3,6 @@
 use crate::cli::args::{Cli, Completion, Man};
 use crate::cli::exit::CliError;
 use crate::cli::output::{Mode, Out};
-use clap::CommandFactory as _;
 use serde_json::json;
 
 const OPENAPI: &str = include_str!("../../../openapi.yaml");
@@ -25,7 +24,7 @@ pub(in crate::cli) fn openapi(out: &mut Out) -> Result<(), CliError> {
 
 pub(in crate::cli) fn completion(args: &Completion, out: &mut Out) -> Result<(), CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "tenure", &mut script);
+    clap_complete::generate(args.shell, &mut Cli::definition(), "tenure", &mut script);
     out.bytes(&script)?;
     out.flush()
 }
@@ -33,6 +32,6 @@ pub(in crate::cli) fn completion(args: &Completion, out: &mut Out) -> Result<(),
 pub(in crate::cli) fn man(args: &Man) -> Result<(), CliError> {
     let shown = args.dir.display().to_string();
     std::fs::create_dir_all(&args.dir)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.dir))
+        .and_then(|()| clap_mangen::generate_to(Cli::definition(), &args.dir))
         .map_err(|error| CliError::io(&shown, &error))
 }
