@@ -5,9 +5,11 @@
 //! < `machine` < `watch, raft` < `service` < `peer, api, client` < `node` < `cli`; `tests/tidy.rs` fails
 //! if one does not.
 
+pub mod api;
 pub mod client;
 pub mod env;
 pub mod model;
+pub mod net;
 pub mod node;
 pub mod service;
 pub mod storage;
