@@ -14,11 +14,12 @@ mod validate;
 pub use types::*;
 
 use crate::env::{Clock, TaskSet};
-use crate::machine::Reader;
+use crate::machine::View;
 use crate::model::{
     Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
 };
 use crate::raft::Consensus;
+use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
 use crate::watch::Hub;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Parts {
     pub consensus: Consensus,
-    pub reader: Reader,
+    pub snapshots: SnapshotStore,
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
     pub tasks: TaskSet,
@@ -130,7 +131,7 @@ impl Service {
     }
 
     pub async fn compact(&self, context: &Context, target: CompactTarget) -> Result<Answer<Revision>, Failure> {
-        let view = self.inner.parts.reader.view();
+        let view = self.newest();
         let (current, compacted) = (view.revision(), view.compacted_revision());
         let revision = match target {
             CompactTarget::Revision(revision) => revision,
@@ -150,7 +151,7 @@ impl Service {
 
     /// Makes the replicated quota the one this member was started with; the leader calls it.
     pub async fn set_quota(&self, context: &Context, bytes: u64) -> Result<(), Failure> {
-        if self.inner.parts.reader.view().stats().quota_bytes == bytes {
+        if self.newest().stats().quota_bytes == bytes {
             return Ok(());
         }
         self.propose(context, Command::SetQuota { bytes }, None).await.map(|_| ())
@@ -166,22 +167,25 @@ impl Service {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
-        let deadline = self.inner.parts.clock.monotonic() + context.timeout;
-        let outcome = self.inner.parts.consensus.propose(proposal, deadline).await?;
+        let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
         let reply = outcome.result?;
-        let revision = reply_revision(&reply).unwrap_or_else(|| self.inner.parts.reader.view().revision());
+        let revision = reply_revision(&reply).unwrap_or_else(|| self.newest().revision());
         Ok(self.answer(self.header_at(revision), reply, outcome.replayed))
     }
 
     /// The header an answer would carry now, without any barrier.
     #[must_use]
     pub fn header(&self) -> Header {
-        self.header_at(self.inner.parts.reader.view().revision())
+        self.header_at(self.newest().revision())
     }
 
     fn header_at(&self, revision: Revision) -> Header {
         let state = self.inner.parts.consensus.state();
-        let leader_name = (state.leader == Some(self.inner.member.id)).then(|| Arc::clone(&self.inner.member.name));
+        let leader_name = if state.leader == Some(self.inner.member.id) {
+            Some(Arc::clone(&self.inner.member.name))
+        } else {
+            state.leader_member.map(|member| member.name.into())
+        };
         Header {
             cluster_id: self.inner.member.cluster_id,
             member_id: self.inner.member.id,
@@ -202,7 +206,7 @@ impl Service {
     #[must_use]
     pub fn status(&self) -> Status {
         let parts = &self.inner.parts;
-        let (state, view) = (parts.consensus.state(), parts.reader.view());
+        let (state, view) = (parts.consensus.state(), self.newest());
         let stats = view.stats();
         Status {
             name: Arc::clone(&self.inner.member.name),
@@ -210,10 +214,10 @@ impl Service {
             cluster_id: self.inner.member.cluster_id,
             leader: self.header().leader_name,
             is_leader: state.is_leader,
-            learner: false,
+            learner: state.is_learner,
             term: state.term,
-            raft_index: state.last_log_index,
-            applied_index: state.applied_index,
+            raft_index: state.last_log.unwrap_or_default(),
+            applied_index: state.applied.unwrap_or_default(),
             revision: view.revision(),
             compacted_revision: view.compacted_revision(),
             db_bytes: self.inner.disk_bytes.load(Ordering::Relaxed),
@@ -228,7 +232,7 @@ impl Service {
     }
 
     fn alarms(&self) -> Vec<&'static str> {
-        let stats = self.inner.parts.reader.view().stats();
+        let stats = self.newest().stats();
         let full = stats.live_bytes + stats.retained_bytes >= stats.quota_bytes;
         let mut alarms = Vec::new();
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
@@ -263,6 +267,11 @@ impl Service {
         ]
     }
 
+    /// What is applied here now. A snapshot install replaces the machine, so each request asks anew.
+    fn newest(&self) -> View {
+        self.inner.parts.consensus.reader().view()
+    }
+
     /// Cancelled when shutdown begins: streams and waits end on it.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
@@ -270,8 +279,7 @@ impl Service {
     }
 
     async fn barrier(&self, context: &Context) -> Result<(), Failure> {
-        let deadline = self.inner.parts.clock.monotonic() + context.timeout;
-        self.inner.parts.consensus.read_barrier(deadline).await
+        self.inner.parts.consensus.read_barrier(context.timeout).await
     }
 }
 

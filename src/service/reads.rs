@@ -66,7 +66,7 @@ impl Service {
                 },
                 () = &mut over => {}
             }
-            view = self.inner.parts.reader.view();
+            view = self.newest();
             header = self.header_at(view.revision());
         }
     }
@@ -108,7 +108,7 @@ impl Service {
         if let Some(revision) = read.min_revision {
             self.reached(revision, context.timeout).await?;
         }
-        let view = self.inner.parts.reader.view();
+        let view = self.newest();
         let header = Header { staleness_ms, ..self.header_at(view.revision()) };
         Ok((header, view))
     }
