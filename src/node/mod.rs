@@ -217,7 +217,11 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {
             let status = service.status();
-            telemetry::etcd::Sizes { db_bytes: status.db_bytes, quota_bytes: status.quota_bytes }
+            telemetry::etcd::Sizes {
+                db_bytes: status.db_bytes,
+                db_bytes_in_use: status.db_bytes_in_use,
+                quota_bytes: status.quota_bytes,
+            }
         });
     }
 }

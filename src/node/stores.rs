@@ -85,7 +85,7 @@ struct FsyncTimes {
 }
 
 impl Observer for FsyncTimes {
-    fn started(&self) {
+    fn syncing(&self) {
         *self.begun.lock() = Some(self.clock.monotonic());
     }
 
