@@ -4,7 +4,7 @@ use super::config::Checked;
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
-use crate::model::{Fault, Revision, RevisionEvents, limits};
+use crate::model::{Failure, Fault, Rejection, Revision, RevisionEvents, limits};
 use crate::raft::{Consensus, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rewrite};
 use crate::storage::engine::Engine;
@@ -119,7 +119,12 @@ impl History for LateHistory {
 
     fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
         match self.0.get() {
-            Some(consensus) => consensus.reader().view().events(from, max_records),
+            // A revision compacted meanwhile is what `compacted_revision` then tells.
+            Some(consensus) => match consensus.reader().view().events(from, max_records) {
+                Ok(revisions) => Ok(revisions),
+                Err(Failure::Rejected(Rejection::Compacted { .. })) => Ok(Vec::new()),
+                Err(failure) => Err(Fault::Invariant(format!("reading history: {failure}"))),
+            },
             None => Ok(Vec::new()),
         }
     }

@@ -136,7 +136,7 @@ impl Service {
         let revision = match target {
             CompactTarget::Revision(revision) => revision,
             CompactTarget::KeepRevisions(keep) => current.saturating_sub(keep),
-            CompactTarget::KeepAge(age) => view.revision_before(millis(age)).unwrap_or(compacted),
+            CompactTarget::KeepAge(age) => view.revision_at(view.now_ms().saturating_sub(millis(age))).unwrap_or(compacted),
         };
         // Keeping more than there is asks for nothing; only an explicit revision can be wrong.
         if revision <= compacted && !matches!(target, CompactTarget::Revision(_)) {
@@ -221,7 +221,7 @@ impl Service {
             revision: view.revision(),
             compacted_revision: view.compacted_revision(),
             db_bytes: self.inner.disk_bytes.load(Ordering::Relaxed),
-            db_bytes_in_use: stats.live_bytes + stats.retained_bytes,
+            db_bytes_in_use: stats.used_bytes,
             quota_bytes: stats.quota_bytes,
             keys: stats.keys,
             leases: stats.leases,
@@ -233,7 +233,7 @@ impl Service {
 
     fn alarms(&self) -> Vec<&'static str> {
         let stats = self.newest().stats();
-        let full = stats.live_bytes + stats.retained_bytes >= stats.quota_bytes;
+        let full = stats.used_bytes >= stats.quota_bytes;
         let mut alarms = Vec::new();
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");
