@@ -114,7 +114,8 @@ impl History for LateHistory {
     }
 
     fn compacted_revision(&self) -> Revision {
-        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision())
+        // The hub asks for the first revision whose events are whole.
+        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision() + 1)
     }
 
     fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
