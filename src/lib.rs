@@ -6,6 +6,7 @@
 //! if one does not.
 
 pub mod api;
+pub mod cli;
 pub mod client;
 pub mod env;
 pub mod model;

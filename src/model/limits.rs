@@ -35,6 +35,9 @@ pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
 pub const WRITE_BEHIND_BYTES_MAX: usize = 64 << 20;
 /// A block of history aims at this many bytes, below the engine's blob threshold.
 pub const BLOCK_BYTES_TARGET: usize = 14 << 10;
+/// A block of a snapshot file, and its header's meta; longer ones are neither written nor read.
+pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
+pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;
 /// How long an engine call may take before the process ends.
 pub const ENGINE_WATCHDOG_S: u64 = 10;
 /// The engine's own cache.

@@ -48,7 +48,7 @@ impl Display for Source {
 /// One effective setting as `/v1/config` and `tenure config show` present it: secrets are masked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShownSetting {
-    pub key: &'static str,
+    pub name: &'static str,
     pub value: String,
     pub source: Source,
 }
@@ -154,7 +154,7 @@ impl Config {
             .filter_map(|key| {
                 let setting = self.settings.get(key.name)?;
                 let text = if key.name == "advertise-client" { advertise_client } else { &setting.text };
-                Some(ShownSetting { key: key.name, value: key.shown(text).to_owned(), source: setting.source })
+                Some(ShownSetting { name: key.name, value: key.shown(text).to_owned(), source: setting.source })
             })
             .collect()
     }

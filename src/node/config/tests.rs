@@ -18,7 +18,7 @@ fn problems(flags: &[(&str, &str)], env: &[(&str, &str)], file: Option<&str>) ->
 }
 
 fn source_of(checked: &Checked, key: &str) -> (String, Source) {
-    let shown = checked.shown.iter().find(|shown| shown.key == key).unwrap();
+    let shown = checked.shown.iter().find(|shown| shown.name == key).unwrap();
     (shown.value.clone(), shown.source)
 }
 
