@@ -144,10 +144,8 @@ impl State {
     }
 
     fn examined(&mut self, block: &Examined) {
-        let largest = block.live.iter().map(Record::weight).max().unwrap_or(0);
-        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let live = u32::try_from(block.live.len()).unwrap_or(u32::MAX);
-        self.set_live(block.first, block.id, live, wide(block.live_bytes), wide(largest));
+        let live_bytes = u64::try_from(block.live_bytes).unwrap_or(u64::MAX);
+        self.set_live(block.first, block.id, &block.live, live_bytes);
     }
 }
 
@@ -247,7 +245,8 @@ impl Shared {
         let (mut bytes, mut before, mut last) = (block.live_bytes, Beside::Before(block.first), block.last);
         let mut run = vec![block];
         let mut looking_left = true;
-        while run.len() < MERGED_BLOCKS_MAX && progress.examined < budget {
+        // One look to the left even beyond the budget: small steps would leave small blocks.
+        while run.len() < MERGED_BLOCKS_MAX && (progress.examined < budget || run.len() == 1 && looking_left) {
             let side = if looking_left { before } else { Beside::After(last) };
             let located = {
                 let state = self.state.lock();
