@@ -277,6 +277,7 @@ impl State {
         if let Some(info) = self.blocks.remove(&first) {
             self.totals.subtract(&info);
             self.churn_bytes += info.bytes;
+            self.no_longer_pending(info.id);
         }
         self.empty.remove(&first);
         self.sparse.remove(&first);
@@ -327,12 +328,16 @@ impl State {
         set_member(&mut self.sparse, first, is_sparse && !is_empty);
     }
 
+    fn no_longer_pending(&mut self, id: u64) {
+        if let Some(sealed) = self.pending.remove(&id) {
+            self.pending_bytes = self.pending_bytes.saturating_sub(sealed.weight);
+        }
+    }
+
     /// A commit has put these blocks into the engine of that number.
     pub(super) fn written(&mut self, sealed: &[Arc<Sealed>], number: u64) {
         for block in sealed {
-            if self.pending.remove(&block.id).is_some() {
-                self.pending_bytes = self.pending_bytes.saturating_sub(block.weight);
-            }
+            self.no_longer_pending(block.id);
             if let Some(info) = block.first().and_then(|first| self.blocks.get_mut(&first))
                 && info.id == block.id
             {

@@ -23,6 +23,8 @@ pub struct TrimProgress {
     pub removed: usize,
     /// The budget ended before the work did, or the engine has to catch up first.
     pub more: bool,
+    /// A pin holds back what else there is to do.
+    pub pinned: bool,
 }
 
 /// Tells whether a record is still needed.
@@ -42,7 +44,7 @@ impl Scope {
 }
 
 enum Turn {
-    Done,
+    Done { pinned: bool },
     CatchUp,
     Dropped { blocks: usize, records: usize },
     Examine(Place),
@@ -76,7 +78,7 @@ impl State {
         if self.pending_bytes >= pending_bytes_max {
             return Turn::CatchUp;
         }
-        let Some(scope) = self.scope(upto) else { return Turn::Done };
+        let Some(scope) = self.scope(upto) else { return Turn::Done { pinned: self.is_held_back(upto) } };
         let range = scope.from..=(upto, u32::MAX);
         let empty = self.empty.range(range.clone()).copied().filter(|first| self.covered(scope, *first));
         let empty: Vec<Place> = empty.take(EMPTY_BLOCKS_MAX).collect();
@@ -95,8 +97,19 @@ impl State {
         let unseen = self.blocks.range(self.cursor..).next().map(|(first, _)| *first);
         match sparse.or(unseen.filter(|first| self.covered(scope, *first))) {
             Some(first) => Turn::Examine(first),
-            None => Turn::Done,
+            None => Turn::Done { pinned: self.is_held_back(upto) },
         }
+    }
+
+    /// Whether there would be more to do up to that revision if nothing were pinned.
+    fn is_held_back(&self, upto: Revision) -> bool {
+        let Some(pinned) = self.pinned_up_to() else { return false };
+        let pinned = ..=(pinned.min(upto), u32::MAX);
+        let unseen = self.blocks.range(self.cursor..).next().map(|(first, _)| first);
+        let waiting = self.empty.range(pinned).chain(self.sparse.range(pinned)).chain(unseen);
+        let is_held =
+            |first: &&Place| pinned.contains(*first) && self.blocks.get(first).is_some_and(|info| info.last.0 <= upto);
+        waiting.take(EMPTY_BLOCKS_MAX).any(|first| is_held(&first))
     }
 
     /// The neighbour of a run of blocks, if it may be trimmed and could fit beside `bytes`.
@@ -186,7 +199,7 @@ impl Shared {
                 state.take_turn(upto, self.options.pending_bytes_max)
             };
             match turn {
-                Turn::Done => return Ok(progress),
+                Turn::Done { pinned } => return Ok(TrimProgress { pinned, ..progress }),
                 Turn::CatchUp => break,
                 Turn::Dropped { blocks, records } => {
                     self.work.notify_one();

@@ -121,7 +121,7 @@ impl Engine for Gated {
     }
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
         // No sender is left: the gate stands open.
-        drop(self.tokens.lock().recv());
+        self.tokens.lock().recv().ok();
         self.engine.commit(batch)
     }
     fn disk_bytes(&self) -> Result<u64, Fault> {
@@ -187,6 +187,6 @@ fn a_full_queue_postpones_a_trim() {
         }
     }
     let progress = store.trim(100, &|_, _, _| false, usize::MAX).unwrap();
-    assert_eq!(progress, TrimProgress { examined: 0, removed: 0, more: true });
+    assert_eq!(progress, TrimProgress { more: true, ..TrimProgress::default() });
     drop(open);
 }

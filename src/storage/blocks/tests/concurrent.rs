@@ -40,15 +40,18 @@ impl World {
             self.newest.store(main, Ordering::SeqCst);
             if main % 50 == 0 {
                 let from = self.compacted.load(Ordering::SeqCst);
-                let upto = main - 100;
+                let upto = main - 1000;
                 self.compacted.store(upto.max(from), Ordering::SeqCst);
                 for dead in (from + 1..=upto).filter(|main| !is_needed(*main) && main % 2 == 0) {
                     (0..2).for_each(|sub| self.store.note_dead(dead, sub));
                 }
                 self.store.trim(upto, &|main, _, _| is_needed(main), 300).unwrap();
             }
+            if main % 1000 == 900 {
+                // So that blocks reach the engine before they are trimmed, however slow its thread.
+                self.store.settle().unwrap();
+            }
         }
-        self.done.store(true, Ordering::SeqCst);
     }
 
     fn read_points(&self, mut seed: u64) {
@@ -90,7 +93,7 @@ impl World {
 #[test]
 fn readers_never_see_a_wrong_or_missing_record() {
     let factory = || Ok(Arc::new(MemoryEngine::new()) as Arc<dyn Engine>);
-    let rewrite = Rewrite { min_bytes: 200_000, ..Rewrite::new(Arc::new(factory)) };
+    let rewrite = Rewrite { min_bytes: 200_000, factor_percent: 150, ..Rewrite::new(Arc::new(factory)) };
     let store = BlockStore::new(factory().unwrap(), BlockOptions { rewrite: Some(rewrite), ..options() }).unwrap();
     let world = World { store, newest: AtomicI64::new(0), compacted: AtomicI64::new(0), done: AtomicBool::new(false) };
     std::thread::scope(|scope| {
