@@ -113,7 +113,6 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        crate::machine::validate(&txn)?;
         if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
             return Err(Rejection::DiskFull.into());
         }
@@ -166,6 +165,7 @@ impl Service {
         if self.stopping().is_cancelled() {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
+        crate::machine::validate(&command)?;
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
         let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
         let reply = outcome.result?;
