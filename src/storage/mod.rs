@@ -7,3 +7,7 @@
 
 pub mod disk;
 pub mod engine;
+pub mod mutant;
+pub mod realdisk;
+pub mod simdisk;
+pub mod wal;
