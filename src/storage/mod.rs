@@ -27,3 +27,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
+pub mod mutant;
+pub mod realdisk;
+pub mod simdisk;
+pub mod wal;
