@@ -16,7 +16,6 @@ use hyper::{Method, Request, Response};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(crate) const TENURE_REVISION: HeaderName = HeaderName::from_static("tenure-revision");
 const TENURE_SERVED_BY: HeaderName = HeaderName::from_static("tenure-served-by");
@@ -49,14 +48,16 @@ pub async fn handle(state: Arc<State>, request: Request<Incoming>) -> Response<B
                 operation,
                 rest,
                 request_id: request_id.clone(),
-                started,
                 admission: None,
                 pretty: false,
             };
             (operation.index(), run(call).await)
         }
         Ok(Routed::Preflight(response)) => (ROUTES.len(), response),
-        Err(problem) => (ROUTES.len(), fail(&state, problem, &request_id, false, false)),
+        Err((index, problem)) => {
+            let mutates = Operation::at(index).is_some_and(Operation::mutates);
+            (index, fail(&state, problem, &request_id, mutates, false))
+        }
     };
     let mut response = response;
     if let Ok(id) = HeaderValue::try_from(request_id) {
@@ -78,16 +79,22 @@ enum Routed {
     Preflight(Response<Body>),
 }
 
-fn route(parts: &Parts, state: &State) -> Result<Routed, Problem> {
-    browser::guard(parts, &state.options)?;
+/// What is asked for, or why not, with the index of the metrics it counts to.
+fn route(parts: &Parts, state: &State) -> Result<Routed, (usize, Problem)> {
+    let path = parts.uri.path();
+    let found = find(&parts.method, path);
+    let index = match &found {
+        Found::Operation { operation, .. } => operation.index(),
+        Found::OtherMethods(_) | Found::Nothing => ROUTES.len(),
+    };
+    browser::guard(parts, &state.options).map_err(|problem| (index, problem))?;
     if let Some(response) = browser::preflight(parts, &state.options) {
         return Ok(Routed::Preflight(response));
     }
-    let path = parts.uri.path();
-    match find(&parts.method, path) {
+    match found {
         Found::Operation { operation, rest } => Ok(Routed::Operation(operation, rest)),
-        Found::OtherMethods(methods) => Err(other_method(&parts.method, path, &methods)),
-        Found::Nothing => Err(Problem::new(Code::NoSuchRoute, format!("there is nothing at {path}"))),
+        Found::OtherMethods(methods) => Err((index, other_method(&parts.method, path, &methods))),
+        Found::Nothing => Err((index, Problem::new(Code::NoSuchRoute, format!("there is nothing at {path}")))),
     }
 }
 
@@ -223,11 +230,6 @@ fn without_body(response: Response<Body>) -> Response<Body> {
         }
     }
     Response::from_parts(parts, Body::empty())
-}
-
-/// How long a request has taken so far, for those that answer in time of their own.
-pub(crate) fn elapsed(call: &Call) -> Duration {
-    call.state.clock.monotonic().saturating_sub(call.started)
 }
 
 #[cfg(test)]
