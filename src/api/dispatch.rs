@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -224,10 +224,9 @@ fn fresh_id(wall_ms: u64, entropy: &dyn Entropy) -> String {
 /// HEAD: the same head, with the length of the body that is not sent.
 fn without_body(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    if let Some(length) = body.len() {
-        if !parts.status.is_informational() && parts.status != hyper::StatusCode::NO_CONTENT {
-            parts.headers.insert(CONTENT_LENGTH, length.into());
-        }
+    let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if let Some(length) = body.len().filter(|_| !bodiless) {
+        parts.headers.insert(CONTENT_LENGTH, length.into());
     }
     Response::from_parts(parts, Body::empty())
 }

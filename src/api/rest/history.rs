@@ -38,10 +38,8 @@ fn write(json: &mut Writer, revision: Revision, key: &[u8], page: &HistoryPage, 
     page.items.iter().for_each(|item| write_item(json, item, keys_only));
     json.close_list();
     json.bool("more", page.more);
-    if page.more {
-        if let Some(last) = page.items.last() {
-            json.int("next_before", revision_of(last));
-        }
+    if let Some(last) = page.items.last().filter(|_| page.more) {
+        json.int("next_before", revision_of(last));
     }
     json.close();
 }

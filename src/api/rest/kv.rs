@@ -138,10 +138,10 @@ fn not_modified(header: Header) -> Answered {
 fn describe(headers: &mut HeaderMap, kv: &KeyValue) {
     headers.insert(TENURE_CREATE_REVISION, kv.create_revision.into());
     headers.insert(TENURE_VERSION, kv.version.into());
-    if kv.lease != 0 {
-        if let Ok(lease) = HeaderValue::try_from(format!("{:016x}", kv.lease)) {
-            headers.insert(TENURE_LEASE, lease);
-        }
+    if kv.lease != 0
+        && let Ok(lease) = HeaderValue::try_from(format!("{:016x}", kv.lease))
+    {
+        headers.insert(TENURE_LEASE, lease);
     }
 }
 
