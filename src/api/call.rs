@@ -11,7 +11,7 @@ use crate::model::Caller;
 use crate::model::limits::{TIMEOUT_DEFAULT_MS, TIMEOUT_MAX_MS};
 use crate::service::{Admission, Consistency, Context, Header, ReadOptions};
 use bytes::Bytes;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 use std::sync::Arc;
@@ -31,8 +31,6 @@ pub(crate) struct Call {
     /// Where `{key}` begins in the path.
     pub(crate) rest: usize,
     pub(crate) request_id: String,
-    /// On the monotonic clock.
-    pub(crate) started: Duration,
     /// Of the request's body; handed on to the answer's.
     pub(crate) admission: Option<Admission>,
     pub(crate) pretty: bool,
@@ -109,8 +107,19 @@ impl Call {
         let mut response = Response::new(Body::full(text).admitted(admission));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Ok(Reply { header, response })
+    }
+
+    /// Refuses a body that says it is something else. What curl sends by itself with `-d` says nothing.
+    pub(crate) fn body_is(&self, types: &[&str]) -> Result<(), Problem> {
+        let given = self.header_text(CONTENT_TYPE.as_str())?.unwrap_or_default();
+        let essence = given.split(';').next().unwrap_or_default().trim();
+        let silent = essence.is_empty() || essence.eq_ignore_ascii_case("application/x-www-form-urlencoded");
+        if silent || types.iter().any(|known| essence.eq_ignore_ascii_case(known)) {
+            return Ok(());
+        }
+        let problem = Problem::new(Code::UnsupportedMediaType, format!("a body of type `{given}` is not taken here"));
+        Err(problem.hint(format!("send it as Content-Type: {}", types.first().unwrap_or(&"application/json"))))
     }
 
     /// Refuses a client that says it understands none of these types.

@@ -13,11 +13,10 @@ use crate::service::Header;
 use futures_util::FutureExt;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 use sync_wrapper::SyncWrapper;
 
 pub(crate) const TENURE_REVISION: HeaderName = HeaderName::from_static("tenure-revision");
@@ -56,14 +55,16 @@ async fn handle(state: Arc<State>, found: Found, request: Request) -> Response {
                 operation,
                 rest,
                 request_id: request_id.clone(),
-                started,
                 admission: None,
                 pretty: false,
             };
             (operation.index(), run(call).await)
         }
         Ok(Routed::Preflight(response)) => (ROUTES.len(), response),
-        Err(problem) => (ROUTES.len(), fail(&state, problem, &request_id, false, false)),
+        Err((index, problem)) => {
+            let mutates = Operation::at(index).is_some_and(Operation::mutates);
+            (index, fail(&state, problem, &request_id, mutates, false))
+        }
     };
     let mut response = response;
     if let Ok(id) = HeaderValue::try_from(request_id) {
@@ -85,16 +86,21 @@ enum Routed {
     Preflight(hyper::Response<Body>),
 }
 
-fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, Problem> {
-    browser::guard(parts, &state.options)?;
+/// What is asked for, or why not, with the index of the metrics it counts to.
+fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, (usize, Problem)> {
+    let path = parts.uri.path();
+    let index = match &found {
+        Found::Operation { operation, .. } => operation.index(),
+        Found::OtherMethods(_) | Found::Nothing => ROUTES.len(),
+    };
+    browser::guard(parts, &state.options).map_err(|problem| (index, problem))?;
     if let Some(response) = browser::preflight(parts, &state.options) {
         return Ok(Routed::Preflight(response));
     }
-    let path = parts.uri.path();
     match found {
         Found::Operation { operation, rest } => Ok(Routed::Operation(operation, rest)),
-        Found::OtherMethods(methods) => Err(other_method(&parts.method, path, &methods)),
-        Found::Nothing => Err(Problem::new(Code::NoSuchRoute, format!("there is nothing at {path}"))),
+        Found::OtherMethods(methods) => Err((index, other_method(&parts.method, path, &methods))),
+        Found::Nothing => Err((index, Problem::new(Code::NoSuchRoute, format!("there is nothing at {path}")))),
     }
 }
 
@@ -224,17 +230,11 @@ fn fresh_id(wall_ms: u64, entropy: &dyn Entropy) -> String {
 /// HEAD: the same head, with the length of the body that is not sent.
 fn without_body(response: hyper::Response<Body>) -> hyper::Response<Body> {
     let (mut parts, body) = response.into_parts();
-    if let Some(length) = body.len() {
-        if !parts.status.is_informational() && parts.status != hyper::StatusCode::NO_CONTENT {
-            parts.headers.insert(CONTENT_LENGTH, length.into());
-        }
+    let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if let Some(length) = body.len().filter(|_| !bodiless) {
+        parts.headers.insert(CONTENT_LENGTH, length.into());
     }
     hyper::Response::from_parts(parts, Body::empty())
-}
-
-/// How long a request has taken so far, for those that answer in time of their own.
-pub(crate) fn elapsed(call: &Call) -> Duration {
-    call.state.clock.monotonic().saturating_sub(call.started)
 }
 
 #[cfg(test)]

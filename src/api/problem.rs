@@ -60,11 +60,6 @@ impl Problem {
         self
     }
 
-    pub(crate) fn int(mut self, name: &str, value: i64) -> Self {
-        self.0.members.int(name, value);
-        self
-    }
-
     pub(crate) fn count(mut self, name: &str, value: u64) -> Self {
         self.0.members.count(name, value);
         self
@@ -161,7 +156,8 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if facts.retryable {
+        // A write that was not proposed in time may be sent again at once.
+        if facts.retryable && !(around.mutates && self.0.code == Code::Timeout) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Some(allow) = self.0.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {

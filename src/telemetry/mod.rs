@@ -11,4 +11,3 @@ pub mod process;
 pub use http::HttpMetrics;
 pub use logs::{LogControl, LogError, LogFormat};
 pub use metrics::Metrics;
-pub use process::ProcessCollector;

@@ -34,6 +34,7 @@ enum OnConflict {
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&NAMES)?;
     refuse_fence(call)?;
+    call.body_is(&["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json"])?;
     idempotency::refuse(call)?;
     let choices = [("overwrite", OnConflict::Overwrite), ("skip", OnConflict::Skip), ("fail", OnConflict::Fail)];
     let on_conflict = query.choice("on_conflict", &choices)?.unwrap_or(OnConflict::Overwrite);
@@ -122,6 +123,10 @@ impl Import {
             return Ok(());
         }
         let put = entry(line, &self.prefix).map_err(|problem| problem.count("line", number))?;
+        let max = call.state.options.request_bytes_max;
+        if put.key.len() + put.value.len() > max {
+            return Err(too_large(max).count("line", number));
+        }
         let full = self.batch.puts.len() == TXN_OPS_MAX || self.batch.bytes > BATCH_BYTES;
         // A transaction writes a key once; a later line for it goes into the next one.
         if full || self.batch.keys.contains(&put.key) {

@@ -12,13 +12,12 @@ use crate::api::receive;
 use crate::api::status::Code;
 use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, WAIT_MAX_MS};
 use crate::model::{
-    Failure, Fault, KeyRange, KeyValue, LeaseChoice, Op, OpReply, PutOp, RangeOp, Rejection, Reply, Revision, Txn,
-    TxnReply, Why,
+    Failure, Fault, KeyRange, KeyValue, LeaseChoice, Op, OpReply, PutOp, RangeOp, Reply, Revision, Txn, TxnReply, Why,
 };
 use crate::service::{Answer, Context, Header, ReadOptions, WaitOp};
 use bytes::Bytes;
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Response, StatusCode};
@@ -49,7 +48,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let context = call.context(&query)?;
     let read = read_options(&query)?;
     let format = query.choice("format", &[("raw", Format::Raw), ("json", Format::Json)])?.unwrap_or(Format::Raw);
-    let revision = query.revision("revision")?.unwrap_or(0);
+    let revision = query.past_revision("revision")?.unwrap_or(0);
     let none_match = if_none_match(call)?;
     let wait = query.duration("wait")?.map(|wait| wait.min(Duration::from_millis(WAIT_MAX_MS)));
     let answer = match wait {
@@ -77,7 +76,11 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
         }
     };
     let headers = answered.response.headers_mut();
-    describe(headers, &kv);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(ETAG, etag(kv.mod_revision));
+    if !unchanged {
+        describe(headers, &kv);
+    }
     if let Some(wait) = wait {
         headers.insert(TENURE_WAIT_MS, u64::try_from(wait.as_millis()).unwrap_or(WAIT_MAX_MS).into());
     }
@@ -85,7 +88,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
 }
 
 pub(super) fn not_found(key: &Bytes) -> Problem {
-    Rejection::KeyNotFound { key: key.clone() }.into()
+    Problem::new(Code::KeyNotFound, format!("{} does not exist", String::from_utf8_lossy(key))).key(key)
 }
 
 async fn wait_for_change(
@@ -123,25 +126,22 @@ fn raw(call: &Call, header: Header, kv: &KeyValue) -> Outcome {
     headers.insert(CONTENT_TYPE, declared.unwrap_or_else(undeclared));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(Answered { header: Some(header), response })
 }
 
 fn not_modified(header: Header) -> Answered {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Answered { header: Some(header), response }
 }
 
 fn describe(headers: &mut HeaderMap, kv: &KeyValue) {
-    headers.insert(ETAG, etag(kv.mod_revision));
     headers.insert(TENURE_CREATE_REVISION, kv.create_revision.into());
     headers.insert(TENURE_VERSION, kv.version.into());
-    if kv.lease != 0 {
-        if let Ok(lease) = HeaderValue::try_from(format!("{:016x}", kv.lease)) {
-            headers.insert(TENURE_LEASE, lease);
-        }
+    if kv.lease != 0
+        && let Ok(lease) = HeaderValue::try_from(format!("{:016x}", kv.lease))
+    {
+        headers.insert(TENURE_LEASE, lease);
     }
 }
 
@@ -165,20 +165,18 @@ fn declared_type(call: &Call) -> Result<Option<String>, Problem> {
 pub(crate) async fn put(call: &mut Call) -> Outcome {
     let query = call.query(&PUT)?;
     let key = call.key(&query)?;
-    let prev_kv = query.flag("prev")?;
     let content_type = declared_type(call)?;
     let write = Write::prepare(call, &query, key.clone())?;
     let value = receive::whole(call).await?;
     let idempotency = idempotency::of(call, &query, &value, &write.context.caller)?;
     let lease = LeaseChoice::Detach;
-    let op = Op::Put(PutOp { key, value, content_type, lease, prev_kv, ignore_value: false });
+    let op = Op::Put(PutOp { key, value, content_type, lease, prev_kv: write.prev_kv, ignore_value: false });
     write.run(call, op, idempotency).await
 }
 
 pub(crate) async fn patch(call: &mut Call) -> Outcome {
     let query = call.query(&PUT)?;
     let key = call.key(&query)?;
-    let prev_kv = query.flag("prev")?;
     let given = call.header_text(CONTENT_TYPE.as_str())?.unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/merge-patch+json") {
@@ -189,21 +187,23 @@ pub(crate) async fn patch(call: &mut Call) -> Outcome {
     let patch = receive::whole(call).await?;
     parse(&patch).map_err(|error| Problem::body(format!("the patch is not acceptable JSON: {error}")))?;
     let idempotency = idempotency::of(call, &query, &patch, &write.context.caller)?;
-    write.run(call, Op::MergePatch { key, patch, prev_kv, lease: LeaseChoice::Detach }, idempotency).await
+    let op = Op::MergePatch { key, patch, prev_kv: write.prev_kv, lease: LeaseChoice::Detach };
+    write.run(call, op, idempotency).await
 }
 
 pub(crate) async fn delete(call: &mut Call) -> Outcome {
     let query = call.query(&DELETE)?;
     let key = call.key(&query)?;
-    let prev_kv = query.flag("prev")?;
     let write = Write::prepare(call, &query, key.clone())?;
     let idempotency = idempotency::of(call, &query, b"", &write.context.caller)?;
-    write.run(call, Op::Delete { range: KeyRange::key(key), prev_kv }, idempotency).await
+    let op = Op::Delete { range: KeyRange::key(key), prev_kv: write.prev_kv };
+    write.run(call, op, idempotency).await
 }
 
 /// A conditional write of one key.
 struct Write {
     key: Bytes,
+    prev_kv: bool,
     context: Context,
     conditions: Conditions,
 }
@@ -213,7 +213,7 @@ impl Write {
     fn prepare(call: &Call, query: &Query, key: Bytes) -> Result<Self, Problem> {
         refuse_fence(call)?;
         let conditions = Conditions::of_write(call, query.revision("cas")?, &key)?;
-        Ok(Self { context: call.context(query)?, conditions, key })
+        Ok(Self { context: call.context(query)?, prev_kv: query.flag("prev")?, conditions, key })
     }
 
     async fn run(mut self, call: &mut Call, op: Op, idempotency: Option<crate::model::Idempotency>) -> Outcome {
@@ -254,8 +254,7 @@ impl Write {
             OpReply::MergePatch { version, lease, prev, .. } => (version, false, lease, prev),
             OpReply::Delete { deleted, prev } => {
                 let mut json = Writer::with_capacity(64);
-                let previous = (!prev.is_empty()).then_some(&prev[..]);
-                dto::deleted(&mut json, deleted, revision, previous);
+                dto::deleted(&mut json, deleted, revision, self.prev_kv.then_some(&prev));
                 return call.json(StatusCode::OK, Some(header), json);
             }
             _ => return Err(foreign("another operation's reply")),
@@ -265,13 +264,7 @@ impl Write {
         dto::put(&mut json, &dto::Put { key: &self.key, revision, version, created, lease, previous });
         let status = if created { StatusCode::CREATED } else { StatusCode::OK };
         let mut answered = call.json(status, Some(header), json)?;
-        let headers = answered.response.headers_mut();
-        headers.insert(ETAG, etag(revision));
-        if created {
-            if let Ok(location) = HeaderValue::try_from(call.parts.uri.path()) {
-                headers.insert(LOCATION, location);
-            }
-        }
+        answered.response.headers_mut().insert(ETAG, etag(revision));
         Ok(answered)
     }
 
@@ -284,7 +277,7 @@ impl Write {
         let problem = Problem::new(Code::PreconditionFailed, detail);
         match current {
             Some(kv) => problem.raw("current", &dto::entry_bytes(&kv)),
-            None => problem,
+            None => problem.raw("current", b"null"),
         }
     }
 }

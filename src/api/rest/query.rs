@@ -12,6 +12,11 @@ pub(crate) struct Names {
     pub(crate) later: &'static [&'static str],
 }
 
+/// The one name that may be given more than once.
+const REPEATABLE: &str = "exclude";
+/// Revisions stay below 2^53, so that JSON readers keep them exact.
+const REVISION_MAX: Revision = (1 << 53) - 1;
+
 #[derive(Debug, Default)]
 pub(crate) struct Query {
     /// `None` is a bare name, without `=`.
@@ -36,7 +41,7 @@ impl Query {
             if !names.allowed.iter().any(|group| group.contains(&&*name)) {
                 return Err(unknown(&name, names.allowed.iter().copied().flatten().copied()));
             }
-            if query.pairs.iter().any(|(known, _)| *known == name) {
+            if name != REPEATABLE && query.has(&name) {
                 return Err(Problem::parameter(&name, format!("`{name}` is given more than once")));
             }
             let value = match value {
@@ -64,6 +69,17 @@ impl Query {
         self.find(name).map(|value| value.as_deref().unwrap_or_default())
     }
 
+    /// Every value of the name that may be repeated; commas separate as well.
+    pub(crate) fn excluded(&self) -> Result<Vec<&str>, Problem> {
+        let mut all = Vec::new();
+        for (_, value) in self.pairs.iter().filter(|(name, _)| name == REPEATABLE) {
+            let text = std::str::from_utf8(value.as_deref().unwrap_or_default());
+            let text = text.map_err(|_| Problem::parameter(REPEATABLE, "`exclude` is not UTF-8"))?;
+            all.extend(text.split(',').filter(|part| !part.is_empty()));
+        }
+        Ok(all)
+    }
+
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, Problem> {
         let Some(bytes) = self.bytes(name) else { return Ok(None) };
         let text = std::str::from_utf8(bytes);
@@ -80,8 +96,8 @@ impl Query {
             None => Ok(None),
             Some(None) => Ok(Some(true)),
             Some(Some(value)) => match &value[..] {
-                b"true" | b"1" => Ok(Some(true)),
-                b"false" | b"0" => Ok(Some(false)),
+                b"true" => Ok(Some(true)),
+                b"false" => Ok(Some(false)),
                 _ => Err(Problem::parameter(name, format!("`{name}` is `true` or `false`"))),
             },
         }
@@ -95,8 +111,18 @@ impl Query {
 
     pub(crate) fn revision(&self, name: &str) -> Result<Option<Revision>, Problem> {
         match self.int(name)? {
-            Some(negative) if negative < 0 => {
-                Err(Problem::parameter(name, format!("`{name}` is a revision, which is never negative")))
+            Some(outside) if !(0..=REVISION_MAX).contains(&outside) => {
+                Err(Problem::parameter(name, format!("`{name}` is a revision, from 0 to {REVISION_MAX}")))
+            }
+            revision => Ok(revision),
+        }
+    }
+
+    /// The revision to read at; 0 would be none.
+    pub(crate) fn past_revision(&self, name: &str) -> Result<Option<Revision>, Problem> {
+        match self.revision(name)? {
+            Some(0) => {
+                Err(Problem::parameter(name, format!("`{name}` is at least 1; leave it out to read the newest")))
             }
             revision => Ok(revision),
         }
@@ -119,14 +145,10 @@ impl Query {
         choose(name, text, choices).map(Some)
     }
 
-    /// Name and value pairs that say the same in any order; not those that only concern the way of answering.
+    /// Name and value pairs in an order of their own: the same question, however it was put.
     pub(crate) fn canonical(&self) -> Vec<(&str, &[u8])> {
-        let mut pairs: Vec<(&str, &[u8])> = self
-            .pairs
-            .iter()
-            .filter(|(name, _)| name != "timeout" && name != "pretty")
-            .map(|(name, value)| (&**name, value.as_deref().unwrap_or(b"true")))
-            .collect();
+        let mut pairs: Vec<(&str, &[u8])> =
+            self.pairs.iter().map(|(name, value)| (&**name, value.as_deref().unwrap_or(b"true"))).collect();
         pairs.sort_unstable();
         pairs
     }
@@ -191,33 +213,21 @@ fn distance(a: &str, b: &str) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// `500ms`, `30s`, `5m`, `24h`, `7d`, sequences such as `1h30m`, or whole seconds.
+/// `500ms`, `30s`, `5m`, `24h`, or whole seconds; at most nine digits, so that nothing overflows.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    if text.is_empty() {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if digits > 9 || (digits > 1 && number.starts_with('0')) {
         return None;
     }
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok().map(Duration::from_secs);
-    }
-    let mut rest = text;
-    let mut total_ms: u64 = 0;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let unit_ms: u64 = match &rest[..letters] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return None,
-        };
-        rest = &rest[letters..];
-        total_ms = total_ms.checked_add(number.checked_mul(unit_ms)?)?;
-    }
-    Some(Duration::from_millis(total_ms))
+    let unit_ms: u64 = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse().ok().and_then(|number: u64| number.checked_mul(unit_ms)).map(Duration::from_millis)
 }
 
 /// Percent escapes as bytes, and `+` as space, as forms and `URLSearchParams` write it. `None` if an
@@ -298,6 +308,11 @@ mod tests {
                 text(parse(&format!("limit={number}").replace('+', "%2B")).unwrap().count("limit").unwrap_err());
             assert!(problem.contains(r#""parameter":"limit""#), "{number}: {problem}");
         }
+        for revision in ["-1", "9007199254740992"] {
+            assert!(parse(&format!("limit={revision}")).unwrap().revision("limit").is_err(), "{revision}");
+        }
+        assert_eq!(parse("limit=9007199254740991").unwrap().revision("limit").unwrap(), Some(REVISION_MAX));
+        assert!(parse("limit=0").unwrap().past_revision("limit").is_err());
         assert_eq!(parse("limit=0").unwrap().count("limit").ok(), None);
         assert_eq!(parse("limit=7").unwrap().count("limit").unwrap(), Some(7));
     }
@@ -309,8 +324,10 @@ mod tests {
             ("30s", Some(30_000)),
             ("5m", Some(300_000)),
             ("24h", Some(86_400_000)),
-            ("1h30m", Some(5_400_000)),
-            ("7d", Some(604_800_000)),
+            ("999999999h", Some(3_599_999_996_400_000)),
+            ("1h30m", None),
+            ("7d", None),
+            ("01s", None),
             ("60", Some(60_000)),
             ("0", Some(0)),
             ("", None),
@@ -320,7 +337,7 @@ mod tests {
             ("-1s", None),
             ("1s2", None),
             ("99999999999999999999", None),
-            ("999999999999999999d", None),
+            ("1000000000", None),
         ];
         for (text, expected) in table {
             assert_eq!(parse_duration(text), expected.map(Duration::from_millis), "{text}");
@@ -328,8 +345,8 @@ mod tests {
     }
 
     #[test]
-    fn the_canonical_form_ignores_order_and_what_does_not_change_the_meaning() {
-        let (a, b) = (parse("limit=1&prefix=a%2Fb&timeout=1s").unwrap(), parse("prefix=a/b&limit=1&pretty").unwrap());
+    fn the_canonical_form_ignores_order_and_spelling() {
+        let (a, b) = (parse("limit=1&prefix=a%2Fb&pretty").unwrap(), parse("pretty=true&prefix=a/b&limit=1").unwrap());
         assert_eq!(a.canonical(), b.canonical());
         assert_ne!(a.canonical(), parse("prefix=a/b&limit=2").unwrap().canonical());
     }

@@ -10,10 +10,10 @@ use crate::api::json::{Node, Value, Writer};
 use crate::api::problem::Problem;
 use crate::api::receive;
 use crate::api::status::Code;
-use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
+use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, RangeSort, Reply, Revision,
-    SortOrder, Txn, TxnReply,
+    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, Rejection, Reply, Revision,
+    Txn, TxnReply,
 };
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -25,6 +25,7 @@ const LATER: [&str; 3] = ["ttl", "lease", "keep_ttl"];
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&NAMES)?;
     refuse_fence(call)?;
+    call.body_is(&["application/json"])?;
     let strict = query.flag("strict")?;
     let context = call.context(&query)?;
     let body = receive::whole(call).await?;
@@ -40,16 +41,16 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
     };
     let shapes = if reply.succeeded { &request.success } else { &request.failure };
     let mut members = Writer::with_capacity(256);
-    encode(&mut members, &reply, shapes, outcome_only)?;
-    if strict && !reply.succeeded {
+    let refused = strict && !reply.succeeded;
+    members.bool("succeeded", reply.succeeded);
+    encode(&mut members, &reply, shapes, Extent { revision: !refused, outcome_only })?;
+    if refused {
         let failed: Vec<String> = reply.failed_if.iter().map(u32::to_string).collect();
         let detail = format!("these compares do not hold: {}", failed.join(", "));
         return Err(Problem::new(Code::TxnNotSucceeded, detail).members(&members).header(answer.header));
     }
     let mut json = Writer::with_capacity(members.len() + 64);
     json.open();
-    json.bool("succeeded", reply.succeeded);
-    json.int("revision", reply.revision);
     json.members(&members);
     json.close();
     let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
@@ -105,6 +106,11 @@ fn range(fields: &mut Fields<'_>) -> Result<Option<KeyRange>, Problem> {
     let prefix = fields.bytes("prefix", "prefix_base64")?;
     let start = fields.bytes("start", "start_base64")?;
     let end = fields.bytes("end", "end_base64")?;
+    for part in [&prefix, &start, &end].into_iter().flatten() {
+        if part.len() > KEY_BYTES_MAX {
+            return Err(Rejection::KeyTooLong { bytes: part.len() as u64, limit: KEY_BYTES_MAX as u64 }.into());
+        }
+    }
     match (prefix, start, end) {
         (None, None, None) => Ok(None),
         (Some(prefix), None, None) => Ok(Some(KeyRange::prefix(prefix))),
@@ -123,9 +129,9 @@ fn key_or_range(fields: &mut Fields<'_>) -> Result<KeyRange, Problem> {
 }
 
 fn compare(mut fields: Fields<'_>) -> Result<Compare, Problem> {
-    fields.refuse_later(&["lock", "token"])?;
+    fields.refuse_later(&["lock", "token", "lease"])?;
     let range = key_or_range(&mut fields)?;
-    let targets = ["exists", "value", "value_base64", "revision", "create_revision", "version", "lease"];
+    let targets = ["exists", "value", "value_base64", "revision", "create_revision", "version"];
     let mut found = None;
     for target in targets {
         if let Some(node) = fields.take(target) {
@@ -159,11 +165,7 @@ fn condition(fields: &Fields<'_>, target: &'static str, node: Node<'_>) -> Resul
             let bytes = super::keys::from_base64(&text).ok_or_else(|| fields.wrong(target, "base64"))?;
             CompareTarget::Value(bytes.into())
         }
-        ("lease", Value::String(text)) => {
-            let lease = i64::from_str_radix(&text, 16).ok().filter(|lease| *lease >= 0);
-            CompareTarget::Lease(lease.ok_or_else(|| fields.wrong(target, "a lease id in hexadecimal"))?)
-        }
-        ("value" | "value_base64" | "lease", _) => {
+        ("value" | "value_base64", _) => {
             return Err(fields.wrong(target, "a string, or an object with one comparison"));
         }
         (_, operand) => number(fields, target, &operand)?,
@@ -273,7 +275,7 @@ fn delete(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
 }
 
 fn list(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
-    let range = range(fields)?.unwrap_or_else(KeyRange::all);
+    let range = range(fields)?.ok_or_else(|| fields.wrong("prefix", "there, nor `start` and `end`"))?;
     let limit = match fields.int("limit")? {
         None => LIST_PAGE_DEFAULT,
         Some(limit) => {
@@ -283,19 +285,7 @@ fn list(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
     };
     let keys_only = fields.bool("keys_only")?.unwrap_or(false);
     let count_only = fields.bool("count_only")?.unwrap_or(false);
-    let order = match fields.text("order")?.as_deref() {
-        None | Some("asc") => SortOrder::Ascending,
-        Some("desc") => SortOrder::Descending,
-        Some(_) => return Err(fields.wrong("order", "`asc` or `desc`")),
-    };
-    let sort = match fields.text("sort")?.as_deref() {
-        None | Some("key") => RangeSort::Key,
-        Some("create") => RangeSort::Create,
-        Some("mod") => RangeSort::Mod,
-        Some("version") => RangeSort::Version,
-        Some(_) => return Err(fields.wrong("sort", "`key`, `create`, `mod` or `version`")),
-    };
-    let op = RangeOp { limit, keys_only, count_only, order, sort, ..RangeOp::newest(range) };
+    let op = RangeOp { limit, keys_only, count_only, ..RangeOp::newest(range) };
     Ok((Op::Range(op), Shape::List { values: Values::unless(keys_only), count_only }))
 }
 
@@ -316,17 +306,29 @@ fn add(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
     Ok((Op::Add { key, by, initial, min, max, clamp, lease: LeaseChoice::Keep }, Shape::Add))
 }
 
-/// The members behind `succeeded` and `revision`.
-fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], outcome_only: bool) -> Result<(), Problem> {
+/// Which members an answer has.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    /// A problem has its own.
+    revision: bool,
+    /// The results were too large to be kept for this replay.
+    outcome_only: bool,
+}
+
+/// The members behind `succeeded`.
+fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], extent: Extent) -> Result<(), Problem> {
     if !reply.succeeded {
         json.name("failed_if");
         json.open_list();
         reply.failed_if.iter().for_each(|at| json.item_raw(at.to_string().as_bytes()));
         json.close_list();
     }
+    if extent.revision {
+        json.int("revision", reply.revision);
+    }
     json.name("results");
     json.open_list();
-    if !outcome_only && reply.results.len() != shapes.len() {
+    if !extent.outcome_only && reply.results.len() != shapes.len() {
         return Err(foreign("another number of results"));
     }
     for (result, shape) in reply.results.iter().zip(shapes) {
@@ -335,7 +337,7 @@ fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], outcome_only: b
         json.close();
     }
     json.close_list();
-    if outcome_only {
+    if extent.outcome_only {
         json.bool("outcome_only", true);
     }
     Ok(())
@@ -363,14 +365,12 @@ fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: R
             json.name("list");
             json.open();
             json.int("revision", revision);
-            if !count_only {
-                json.name("items");
-                json.open_list();
-                range.kvs.iter().for_each(|kv| dto::entry(json, kv, *values));
-                json.close_list();
-            }
+            json.name("items");
+            json.open_list();
+            range.kvs.iter().for_each(|kv| dto::entry(json, kv, *values));
+            json.close_list();
             json.count("count", range.count);
-            json.bool("more", range.more);
+            json.bool("more", range.more && !count_only);
             json.close();
         }
         (Shape::Add, OpReply::Add { key, value, previous, clamped, .. }) => {
