@@ -11,9 +11,13 @@ pub mod engine;
 #[cfg(test)]
 mod engine_suite;
 pub mod memory;
+pub mod mutant;
+pub mod realdisk;
 pub mod record;
+pub mod simdisk;
 pub mod sled;
 pub mod snapshot;
+pub mod wal;
 pub mod watched;
 
 use crate::model::Fault;
@@ -27,7 +31,3 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
-pub mod mutant;
-pub mod realdisk;
-pub mod simdisk;
-pub mod wal;
