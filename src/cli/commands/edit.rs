@@ -84,11 +84,7 @@ pub(in crate::cli) async fn edit(session: &mut Session, args: &Edit) -> Result<(
 
 /// Work is never thrown away with an error: the file stays and is named.
 fn kept(error: CliError, file: &Scratch) -> CliError {
-    CliError::Failed {
-        message: error.to_string(),
-        hint: Some(format!("your text is kept in {}", file.path.display())),
-        code: error.exit_code(),
-    }
+    error.advised(format!("your text is kept in {}", file.path.display()))
 }
 
 async fn read(session: &mut Session, key: &[u8]) -> Result<Base, CliError> {

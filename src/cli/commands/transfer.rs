@@ -153,14 +153,7 @@ fn with_what_stays(error: Error) -> CliError {
     let stays = error.problem().and_then(|problem| problem.more.get("imported")?.as_u64()).filter(|count| *count > 0);
     match stays {
         None => error.into(),
-        Some(count) => {
-            let error = CliError::from(error);
-            CliError::Failed {
-                message: error.to_string(),
-                hint: Some(format!("{count} entries were imported before that, and stay")),
-                code: error.exit_code(),
-            }
-        }
+        Some(count) => CliError::from(error).advised(format!("{count} entries were imported before that, and stay")),
     }
 }
 
