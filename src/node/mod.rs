@@ -212,7 +212,7 @@ async fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
 }
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
-    registry.register_collector(Box::new(telemetry::ProcessCollector));
+    telemetry::process::register(registry);
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {
