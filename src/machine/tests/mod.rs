@@ -8,6 +8,7 @@
 
 mod against_model;
 mod cases;
+mod cost;
 mod generate;
 mod model;
 mod support;
