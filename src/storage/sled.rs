@@ -8,14 +8,13 @@ use crate::model::{Fault, limits};
 use bytes::Bytes;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// With sled's default segments an unpaced load deadlocked; none did with this size.
 const SEGMENT_BYTES: usize = 8 << 20;
 
 /// Tells apart the databases of one process: sled may remove a dropped one's directory late.
-static OPENED: AtomicU64 = AtomicU64::new(0);
+static OPENED: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
 pub struct SledEngine {
@@ -42,7 +41,11 @@ impl SledEngine {
     /// A fault if the directory cannot be wiped or sled cannot open.
     pub fn fresh(dir: &Path) -> Result<Self, Fault> {
         wipe(dir)?;
-        let path = dir.join(format!("db-{}", OPENED.fetch_add(1, Ordering::Relaxed)));
+        Self::open_below(dir)
+    }
+
+    fn open_below(dir: &Path) -> Result<Self, Fault> {
+        let path = dir.join(OPENED.fetch_add(1, Ordering::Relaxed).to_string());
         // `temporary` spares the fsync of the whole file when it is dropped.
         let db = ::sled::Config::new()
             .path(&path)
@@ -119,7 +122,6 @@ impl Engine for SledEngine {
 #[derive(Debug)]
 pub struct SledFactory {
     dir: PathBuf,
-    next: AtomicU64,
 }
 
 impl SledFactory {
@@ -131,14 +133,13 @@ impl SledFactory {
         let dir = dir.into();
         wipe(&dir)?;
         std::fs::create_dir_all(&dir).map_err(|error| Fault::io("make the engine's directory", &error))?;
-        Ok(Self { dir, next: AtomicU64::new(1) })
+        Ok(Self { dir })
     }
 
     /// # Errors
     /// A fault if the database cannot be opened.
-    pub fn make(&self) -> Result<Arc<dyn Engine>, Fault> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(SledEngine::fresh(&self.dir.join(number.to_string()))?))
+    pub fn make(&self) -> Result<SledEngine, Fault> {
+        SledEngine::open_below(&self.dir)
     }
 }
 
@@ -171,16 +172,15 @@ mod tests {
     fn a_factory_wipes_once_and_gives_each_engine_its_own_directory() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        std::fs::create_dir_all(state.join("7")).unwrap();
+        std::fs::create_dir_all(state.join("old")).unwrap();
         let factory = SledFactory::new(&state).unwrap();
-        assert!(!state.join("7").exists());
+        assert!(!state.join("old").exists());
         let first = factory.make().unwrap();
         first.commit(vec![(Bytes::from_static(b"k"), Some(Bytes::from_static(b"v")))]).unwrap();
         let second = factory.make().unwrap();
         assert_eq!(second.get(b"k").unwrap(), None);
         assert!(first.get(b"k").unwrap().is_some());
         drop(first);
-        assert_eq!(std::fs::read_dir(state.join("1")).unwrap().count(), 0);
-        assert_eq!(std::fs::read_dir(state.join("2")).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
     }
 }
