@@ -339,10 +339,6 @@ impl Consensus {
     pub(super) fn snapshots(&self) -> &Arc<Snapshots> {
         &self.0.snapshots
     }
-
-    pub(super) fn tasks(&self) -> &TaskSet {
-        &self.0.tasks
-    }
 }
 
 /// State never runs ahead of the log on disk, so a snapshot beyond the log's end means that the log
