@@ -6,6 +6,7 @@
 //! if one does not.
 
 pub mod env;
+pub mod machine;
 pub mod model;
 pub mod service;
 pub mod storage;
