@@ -8,6 +8,7 @@
 pub mod env;
 pub mod machine;
 pub mod model;
+pub mod raft;
 pub mod service;
 pub mod storage;
 pub mod telemetry;

@@ -11,7 +11,7 @@ use super::consensus::{Core, NewStore, Options};
 use super::network::Meta;
 use super::types::{LogId, MemberId, Types, log_id, position};
 use crate::env::{Clock, TaskSet};
-use crate::machine::{Image, Machine, MachineOptions};
+use crate::machine::{self, Image, Machine};
 use crate::model::{Failure, Fault, LogPosition, Why, codec};
 use crate::storage::mutant::Mutant;
 use crate::storage::snapshot::{
@@ -36,10 +36,13 @@ use tokio::sync::{Notify, watch};
 /// Before a snapshot that is asked for is asked for again, because another was being built.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// Blocks read ahead of the machine that is restored from them.
+const READ_AHEAD_BLOCKS: usize = 16;
+
 /// How an empty machine is made.
 pub(crate) struct Restorer {
     pub(crate) new_store: NewStore,
-    pub(crate) machine: MachineOptions,
+    pub(crate) machine: machine::Options,
 }
 
 pub(crate) struct Snapshots {
@@ -113,7 +116,7 @@ impl Snapshots {
                     this.published(local);
                     Ok((machine, builder != this.id))
                 }
-                None => Ok((Machine::new((this.restorer.new_store)()?, this.restorer.machine.clone()), false)),
+                None => Ok((Machine::new((this.restorer.new_store)()?, &this.restorer.machine), false)),
             }
         })
         .await
@@ -121,7 +124,11 @@ impl Snapshots {
 
     fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Machine, Local), Fault> {
         self.check_cluster(&stored)?;
-        let machine = Machine::restore((self.restorer.new_store)()?, self.restorer.machine.clone(), reader)?;
+        let machine = Machine::restore(
+            (self.restorer.new_store)()?,
+            &self.restorer.machine,
+            reader.read_ahead(READ_AHEAD_BLOCKS)?,
+        )?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
@@ -244,7 +251,7 @@ impl Snapshots {
             cluster_id: self.cluster_id,
             last: at,
             membership,
-            revision: applier.progress().revision,
+            revision: image.revision(),
             created_wall_ms: self.clock.wall_ms(),
             extra: codec::encode(&BuiltBy(self.id))?.into(),
         };

@@ -14,6 +14,10 @@ pub enum Mutant {
     FsyncErrorIgnored,
     /// Damage in the middle of the log is cut off like a torn tail.
     DamagedMiddleCut,
+    /// Entries are applied before this disk holds them.
+    ApplyAheadOfFlush,
+    /// A snapshot is published before this disk holds the log up to it.
+    SnapshotAheadOfFlush,
 }
 
 #[cfg(feature = "mutants")]
@@ -24,6 +28,8 @@ impl Mutant {
             "NoFsyncOnVote" => Some(Self::NoFsyncOnVote),
             "FsyncErrorIgnored" => Some(Self::FsyncErrorIgnored),
             "DamagedMiddleCut" => Some(Self::DamagedMiddleCut),
+            "ApplyAheadOfFlush" => Some(Self::ApplyAheadOfFlush),
+            "SnapshotAheadOfFlush" => Some(Self::SnapshotAheadOfFlush),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ mod single;
 
 use super::*;
 use crate::env::{SystemClock, TaskSet};
-use crate::machine::{MachineOptions, Outcome};
+use crate::machine::{self, Outcome};
 use crate::model::{
     Caller, Command, Failure, Fault, LeaseChoice, Op, OpReply, Proposal, PutOp, Reply, Revision, RevisionEvents, Txn,
 };
@@ -73,7 +73,7 @@ impl Node {
             recovered,
             snapshots: SnapshotStore::open(Arc::new(disk.clone()), "/data/snapshot")?,
             new_store: new_store(),
-            machine: MachineOptions::default(),
+            machine: machine::Options::default(),
             transport,
             publisher: Arc::new(Unwatched),
             clock: Arc::new(SystemClock::new()),

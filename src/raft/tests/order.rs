@@ -23,7 +23,7 @@ impl Bench {
         let store = SnapshotStore::open(Arc::new(SimDisk::new()), "/data/snapshot").unwrap();
         let (tasks, clock) = (TaskSet::new(), Arc::new(SystemClock::new()));
         let metrics = Metrics::new(&mut Registry::default());
-        let restorer = Restorer { new_store: new_store(), machine: MachineOptions::default() };
+        let restorer = Restorer { new_store: new_store(), machine: machine::Options::default() };
         let snapshots =
             Snapshots::new(&options(), store.clone(), restorer, tasks.clone(), clock.clone(), metrics.clone());
         let (machine, _) = snapshots.restore_newest().await.unwrap();
