@@ -39,6 +39,16 @@ pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Faul
     reader.into_summary()
 }
 
+/// Streams the blocks of a file that lies anywhere; its digest is checked at the end of the stream.
+///
+/// # Errors
+/// `Fault::Corrupt` if its header is damaged, `Fault::Io` if it cannot be read.
+pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotReader, Fault> {
+    let what = path.display().to_string();
+    let file = disk.open(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
+    SnapshotReader::new(&file, what)
+}
+
 /// A file read from its beginning to its end, hashed as it passes.
 #[derive(Debug)]
 struct Source {
