@@ -29,12 +29,21 @@ pub const ADMISSION_BYTES_DEFAULT: u64 = 256 << 20;
 pub const LOG_CACHE_BYTES: usize = 64 << 20;
 /// A segment of the write-ahead log.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Log records queued or being written; a further append waits for the disk.
+pub const WAL_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// One record of the log; a longer one is a fault of the caller.
+pub const WAL_RECORD_BYTES_MAX: usize = 64 << 20;
+/// How long the log must be idle before its writer marks the end as durable.
+pub const WAL_IDLE_MARK_MS: u64 = 200;
 /// Newest values kept in memory; others are read from the store.
 pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
 /// History written but not yet in the engine; apply waits for the engine.
 pub const WRITE_BEHIND_BYTES_MAX: usize = 64 << 20;
 /// A block of history aims at this many bytes, below the engine's blob threshold.
 pub const BLOCK_BYTES_TARGET: usize = 14 << 10;
+/// A block of a snapshot file, and its header's meta; longer ones are neither written nor read.
+pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
+pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;
 /// How long an engine call may take before the process ends.
 pub const ENGINE_WATCHDOG_S: u64 = 10;
 /// The engine's own cache.
@@ -77,6 +86,9 @@ pub const HEADERS_MAX: usize = 100;
 pub const HEAD_TIMEOUT_S: u64 = 10;
 pub const BODY_GRACE_S: u64 = 10;
 pub const BODY_RATE_BYTES_PER_S: u64 = 1024;
+/// A connection without a request, or whose peer takes nothing of its answer, is closed.
+pub const IDLE_TIMEOUT_S: u64 = 300;
+pub const STALL_TIMEOUT_S: u64 = 60;
 /// Connections of one member; beyond, new ones are refused at accept.
 pub const CONNECTIONS_MAX: usize = 16_000;
 /// Disk space below which growth is refused, and what the log keeps in reserve.
