@@ -6,9 +6,13 @@
 //! if one does not.
 
 pub mod api;
+pub mod cli;
+pub mod client;
 pub mod env;
 pub mod model;
 pub mod net;
+pub mod node;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+pub mod watch;

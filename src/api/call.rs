@@ -11,10 +11,10 @@ use crate::model::Caller;
 use crate::model::limits::{TIMEOUT_DEFAULT_MS, TIMEOUT_MAX_MS};
 use crate::service::{Admission, Consistency, Context, Header, ReadOptions};
 use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ const ANSWER_BYTES: usize = 512;
 pub(crate) struct Call {
     pub(crate) state: Arc<State>,
     pub(crate) parts: Parts,
-    pub(crate) body: Option<Incoming>,
+    /// Never locked: the mutex only makes a call shareable, which axum's body is not.
+    pub(crate) body: Mutex<Option<axum::body::Body>>,
     pub(crate) operation: Operation,
     /// Where `{key}` begins in the path.
     pub(crate) rest: usize,
@@ -106,6 +107,7 @@ impl Call {
         let mut response = Response::new(Body::full(text).admitted(admission));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Ok(Reply { header, response })
     }
 

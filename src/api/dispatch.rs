@@ -3,16 +3,18 @@
 use super::body::Body;
 use super::call::{Call, Outcome, Reply};
 use super::problem::{Around, Problem};
-use super::routes::{Found, Operation, ROUTES, find};
+use super::routes::{Found, Operation, ROUTES};
 use super::status::Code;
 use super::{State, browser, ops, rest};
 use crate::env::Entropy;
 use crate::service::Header;
+use axum::extract::Request;
+use axum::response::Response;
 use futures_util::FutureExt;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
+use parking_lot::Mutex;
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -31,20 +33,25 @@ pub fn operation_ids() -> Vec<&'static str> {
     ROUTES.iter().map(|route| route.operation_id).chain(["none"]).collect()
 }
 
+/// The router of everything this member serves over HTTP.
+pub fn router(state: Arc<State>) -> axum::Router {
+    super::routes::router(handle).with_state(state)
+}
+
 /// Answers one request; never fails, and a handler's panic is a 500.
-pub async fn handle(state: Arc<State>, request: Request<Incoming>) -> Response<Body> {
+async fn handle(state: Arc<State>, found: Found, request: Request) -> Response {
     let started = state.clock.monotonic();
     let (parts, body) = request.into_parts();
     let head = parts.method == Method::HEAD;
     let request_id = request_id(&parts.headers, &state);
     // The answer's headers depend on the request's Origin only when somebody listed origins.
     let origin = (!state.options.cors_origins.is_empty()).then(|| parts.headers.clone());
-    let (index, response) = match route(&parts, &state) {
+    let (index, response) = match route(&parts, found, &state) {
         Ok(Routed::Operation(operation, rest)) => {
             let call = Call {
                 state: Arc::clone(&state),
                 parts,
-                body: Some(body),
+                body: Mutex::new(Some(body)),
                 operation,
                 rest,
                 request_id: request_id.clone(),
@@ -71,18 +78,16 @@ pub async fn handle(state: Arc<State>, request: Request<Incoming>) -> Response<B
     }
     let took = state.clock.monotonic().saturating_sub(started);
     state.http.observe(index, response.status().as_u16(), took);
-    response
+    response.map(axum::body::Body::new)
 }
 
 enum Routed {
     Operation(Operation, usize),
-    Preflight(Response<Body>),
+    Preflight(hyper::Response<Body>),
 }
 
 /// What is asked for, or why not, with the index of the metrics it counts to.
-fn route(parts: &Parts, state: &State) -> Result<Routed, (usize, Problem)> {
-    let path = parts.uri.path();
-    let found = find(&parts.method, path);
+fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, (usize, Problem)> {
     let index = match &found {
         Found::Operation { operation, .. } => operation.index(),
         Found::OtherMethods(_) | Found::Nothing => ROUTES.len(),
@@ -91,6 +96,7 @@ fn route(parts: &Parts, state: &State) -> Result<Routed, (usize, Problem)> {
     if let Some(response) = browser::preflight(parts, &state.options) {
         return Ok(Routed::Preflight(response));
     }
+    let path = parts.uri.path();
     match found {
         Found::Operation { operation, rest } => Ok(Routed::Operation(operation, rest)),
         Found::OtherMethods(methods) => Err((index, other_method(&parts.method, path, &methods))),
@@ -110,7 +116,7 @@ fn other_method(method: &Method, path: &str, methods: &[&'static str]) -> Proble
         .allow(methods)
 }
 
-async fn run(mut call: Call) -> Response<Body> {
+async fn run(mut call: Call) -> hyper::Response<Body> {
     let state = Arc::clone(&call.state);
     let (operation, request_id) = (call.operation, call.request_id.clone());
     let outcome = match AssertUnwindSafe(perform(&mut call)).catch_unwind().await {
@@ -131,7 +137,7 @@ async fn run(mut call: Call) -> Response<Body> {
     }
 }
 
-fn fail(state: &State, mut problem: Problem, request_id: &str, mutates: bool, pretty: bool) -> Response<Body> {
+fn fail(state: &State, mut problem: Problem, request_id: &str, mutates: bool, pretty: bool) -> hyper::Response<Body> {
     let header = problem.take_header().unwrap_or_else(|| state.service.header());
     let around = Around { mutates, revision: Some(header.revision), request_id, pretty };
     if problem.code() == Code::Internal {
@@ -222,13 +228,13 @@ fn fresh_id(wall_ms: u64, entropy: &dyn Entropy) -> String {
 }
 
 /// HEAD: the same head, with the length of the body that is not sent.
-fn without_body(response: Response<Body>) -> Response<Body> {
+fn without_body(response: hyper::Response<Body>) -> hyper::Response<Body> {
     let (mut parts, body) = response.into_parts();
     let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if let Some(length) = body.len().filter(|_| !bodiless) {
         parts.headers.insert(CONTENT_LENGTH, length.into());
     }
-    Response::from_parts(parts, Body::empty())
+    hyper::Response::from_parts(parts, Body::empty())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ mod routes;
 mod status;
 
 pub use body::Body;
-pub use dispatch::{handle, operation_ids};
+pub use dispatch::{operation_ids, router};
 pub use routes::{ROUTES, Route};
 
 use crate::env::{Clock, Entropy, TaskSet};

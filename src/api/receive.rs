@@ -6,7 +6,7 @@ use super::status::Code;
 use crate::model::limits::{BODY_GRACE_S, BODY_RATE_BYTES_PER_S};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub(crate) fn too_large(limit: usize) -> Problem {
 /// The body's chunks, at no less than the minimal rate.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    body: Option<Incoming>,
+    body: Option<axum::body::Body>,
     received: u64,
     /// On the monotonic clock: the grace begins with the reading.
     since: Duration,
@@ -69,7 +69,7 @@ impl Reader {
         if announced.is_some_and(|length| length.to_str().ok().and_then(|text| text.parse::<u64>().ok()).is_none()) {
             return Err(Problem::body("Content-Length is not a number of bytes"));
         }
-        Ok(Self { body: call.body.take(), received: 0, since: call.state.clock.monotonic() })
+        Ok(Self { body: call.body.get_mut().take(), received: 0, since: call.state.clock.monotonic() })
     }
 
     pub(crate) fn announced(&self) -> Option<u64> {

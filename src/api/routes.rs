@@ -1,7 +1,9 @@
-//! The table of routes: it makes the dispatcher and is compared with openapi.yaml, both ways.
+//! The table of routes: it makes the router and is compared with openapi.yaml, both ways.
 
-use hyper::Method;
-use std::sync::LazyLock;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter};
 
 /// One operation of the HTTP API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +88,7 @@ struct Path {
     operations: Vec<(&'static str, Operation)>,
 }
 
-static PATHS: LazyLock<Vec<Path>> = LazyLock::new(|| {
+fn paths() -> Vec<Path> {
     let mut paths: Vec<Path> = Vec::new();
     for (route, &operation) in ROUTES.iter().zip(Operation::ALL) {
         let (text, wildcard) = match route.path.strip_suffix("{key}") {
@@ -100,10 +102,10 @@ static PATHS: LazyLock<Vec<Path>> = LazyLock::new(|| {
         }
     }
     paths
-});
+}
 
 /// What a method and a path name.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     /// `rest` is where in the path the `{key}` begins.
     Operation {
@@ -115,20 +117,46 @@ pub(crate) enum Found {
     Nothing,
 }
 
-pub(crate) fn find(method: &Method, path: &str) -> Found {
-    let Some(entry) =
-        PATHS.iter().find(|entry| if entry.wildcard { path.starts_with(entry.text) } else { path == entry.text })
-    else {
-        return Found::Nothing;
+/// The router of all routes: `handle` is told what was found, also where nothing was.
+pub(crate) fn router<S, H, F>(handle: H) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    H: Fn(S, Found, Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let endpoint = |found: Found| {
+        let handle = handle.clone();
+        move |State(state): State<S>, request: Request| handle(state, found.clone(), request)
     };
-    let of = |name: &str| entry.operations.iter().find(|(method, _)| *method == name).map(|(_, operation)| *operation);
-    let operation = match of(method.as_str()) {
-        None if method == Method::HEAD => of("GET").filter(|operation| !operation.streams()),
-        found => found,
-    };
-    match operation {
-        Some(operation) => Found::Operation { operation, rest: entry.text.len() },
-        None => Found::OtherMethods(methods(entry)),
+    let mut router = Router::new();
+    for path in paths() {
+        let mut methods = MethodRouter::new().fallback(endpoint(Found::OtherMethods(methods(&path))));
+        for &(method, operation) in &path.operations {
+            let found = Found::Operation { operation, rest: path.text.len() };
+            // axum's filter for GET takes HEAD too; a stream's HEAD is refused.
+            if method == "GET" && operation.streams() {
+                methods = methods.on(MethodFilter::HEAD, endpoint(Found::OtherMethods(vec!["GET"])));
+            }
+            methods = methods.on(filter(method), endpoint(found));
+        }
+        router = if path.wildcard {
+            // A wildcard does not take nothing: the empty key is for the handler to refuse.
+            router.route(&format!("{}{{*key}}", path.text), methods.clone()).route(path.text, methods)
+        } else {
+            router.route(path.text, methods)
+        };
+    }
+    router.fallback(endpoint(Found::Nothing))
+}
+
+fn filter(method: &str) -> MethodFilter {
+    match method {
+        "HEAD" => MethodFilter::HEAD,
+        "PUT" => MethodFilter::PUT,
+        "POST" => MethodFilter::POST,
+        "PATCH" => MethodFilter::PATCH,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
     }
 }
 
@@ -144,15 +172,31 @@ fn methods(entry: &Path) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use axum::response::IntoResponse;
     use std::collections::BTreeSet;
+    use tower::ServiceExt;
+
+    fn find(method: &str, path: &str) -> Found {
+        let found = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let seen = std::sync::Arc::clone(&found);
+        let router = router(move |(), what, _: Request| {
+            *seen.lock().unwrap() = Some(what);
+            async { ().into_response() }
+        });
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(router.with_state(()).oneshot(request)).unwrap();
+        let found = found.lock().unwrap().take();
+        found.unwrap()
+    }
 
     #[test]
     fn every_route_finds_itself() {
         for (route, &operation) in ROUTES.iter().zip(Operation::ALL) {
-            let path = route.path.replace("{key}", "a/b//c/");
-            let method = Method::from_bytes(route.method.as_bytes()).unwrap();
+            let path = route.path.replace("{key}", "a/b//c/%FF%00/");
             let rest = route.path.find("{key}").unwrap_or(route.path.len());
-            assert_eq!(find(&method, &path), Found::Operation { operation, rest }, "{route:?}");
+            assert_eq!(find(route.method, &path), Found::Operation { operation, rest }, "{route:?}");
             assert_eq!(ROUTES[operation.index()].operation_id, route.operation_id);
         }
     }
@@ -165,25 +209,25 @@ mod tests {
 
     #[test]
     fn a_key_may_be_empty_for_the_handler_to_refuse_and_a_collection_is_not_a_key() {
-        let found = find(&Method::GET, "/v1/kv/");
+        let found = find("GET", "/v1/kv/");
         assert_eq!(found, Found::Operation { operation: Operation::KvGet, rest: "/v1/kv/".len() });
-        let found = find(&Method::GET, "/v1/kv");
+        let found = find("GET", "/v1/kv");
         assert_eq!(found, Found::Operation { operation: Operation::KvList, rest: "/v1/kv".len() });
     }
 
     #[test]
     fn head_follows_get_except_for_streams() {
         let operation = Operation::StatusGet;
-        assert_eq!(find(&Method::HEAD, "/v1/status"), Found::Operation { operation, rest: "/v1/status".len() });
-        assert_eq!(find(&Method::HEAD, "/v1/snapshot"), Found::OtherMethods(vec!["GET"]));
+        assert_eq!(find("HEAD", "/v1/status"), Found::Operation { operation, rest: "/v1/status".len() });
+        assert_eq!(find("HEAD", "/v1/snapshot"), Found::OtherMethods(vec!["GET"]));
     }
 
     #[test]
     fn other_methods_and_other_paths_are_told_apart() {
-        assert_eq!(find(&Method::POST, "/v1/compact/"), Found::Nothing);
-        assert_eq!(find(&Method::GET, "/v1/txn"), Found::OtherMethods(vec!["POST"]));
-        let Found::OtherMethods(methods) = find(&Method::POST, "/v1/kv/a") else { panic!("other methods") };
+        assert_eq!(find("POST", "/v1/compact/"), Found::Nothing);
+        assert_eq!(find("GET", "/v1/txn"), Found::OtherMethods(vec!["POST"]));
+        let Found::OtherMethods(methods) = find("POST", "/v1/kv/a") else { panic!("other methods") };
         assert_eq!(methods, ["GET", "HEAD", "PUT", "PATCH", "DELETE"]);
-        assert_eq!(find(&Method::GET, "/v1/locks/a"), Found::Nothing);
+        assert_eq!(find("GET", "/v1/locks/a"), Found::Nothing);
     }
 }

@@ -366,7 +366,6 @@ async fn lists(run: &mut Run) {
     let lines: Headers<'_> = &[("accept", "application/x-ndjson")];
     let answer = run.drive("kvList", "/v1/kv?prefix=", lines, "", 200).await;
     assert_eq!(answer.media_type(), Some("application/x-ndjson"));
-    run.drive("kvList", "/v1/kv?prefix=l/", &[("accept", "image/png")], "", 406).await;
     run.drive("kvList", "/v1/kv?prefix=l/&cursor=nonsense", NO_HEADERS, "", 400).await;
     run.drive("kvDeleteRange", "/v1/kv?prefix=l/d/&dry_run", NO_HEADERS, "", 200).await;
     run.drive("kvDeleteRange", "/v1/kv?prefix=l/d/&prev", NO_HEADERS, "", 200).await;
@@ -379,7 +378,6 @@ async fn lists(run: &mut Run) {
     run.drive("kvImport", "/v1/import?prefix=x/&on_conflict=skip", ndjson, body, 200).await;
     run.drive("kvImport", "/v1/import?prefix=x/&on_conflict=fail", ndjson, body, 409).await;
     run.drive("kvImport", "/v1/import", ndjson, "{\"key\":\"i/3\"}\n", 400).await;
-    run.drive("kvImport", "/v1/import", &[("content-type", "image/png")], body, 415).await;
 }
 
 async fn history_and_counters(run: &mut Run) {
@@ -402,7 +400,6 @@ async fn history_and_counters(run: &mut Run) {
     run.drive("counterAdd", "/v1/counters/page", NO_HEADERS, "", 409).await;
     run.drive("counterGet", "/v1/counters/page", NO_HEADERS, "", 409).await;
     run.drive("counterAdd", "/v1/counters/c?add=1", JSON, r#"{"add":2}"#, 400).await;
-    run.drive("counterAdd", "/v1/counters/c", &[("content-type", "image/png")], "{}", 415).await;
 }
 
 async fn transactions(run: &mut Run) {
@@ -431,7 +428,6 @@ async fn transactions(run: &mut Run) {
     run.drive("txn", "/v1/txn", JSON, &many, 400).await;
     run.drive("txn", "/v1/txn", JSON, r#"{"than":[]}"#, 400).await;
     run.drive("txn", "/v1/txn", JSON, r#"{"then":[{"put":{"key":""#, 400).await;
-    run.drive("txn", "/v1/txn", &[("content-type", "image/png")], "{}", 415).await;
 }
 
 async fn maintenance(run: &mut Run) {
@@ -442,7 +438,6 @@ async fn maintenance(run: &mut Run) {
     run.drive("logLevelPut", "/v1/log-level?level=info&for=1s", NO_HEADERS, "", 200).await;
     run.drive("logLevelPut", "/v1/log-level", JSON, r#"{"level":"info","for":"1s"}"#, 200).await;
     run.drive("logLevelPut", "/v1/log-level?level=loud", NO_HEADERS, "", 400).await;
-    run.drive("logLevelPut", "/v1/log-level", &[("content-type", "image/png")], "{}", 415).await;
     let snapshot = run.drive("snapshotGet", "/v1/snapshot", NO_HEADERS, "", 200).await;
     assert!(snapshot.body.len() > 32);
     let page = run.drive("kvList", "/v1/kv?prefix=&limit=1", NO_HEADERS, "", 200).await;
@@ -455,7 +450,6 @@ async fn maintenance(run: &mut Run) {
     run.drive("compact", "/v1/compact", NO_HEADERS, "", 400).await;
     run.drive("compact", "/v1/compact?revision=1&keep=1s", NO_HEADERS, "", 400).await;
     run.drive("compact", "/v1/compact?revision=1000000", NO_HEADERS, "", 400).await;
-    run.drive("compact", "/v1/compact", &[("content-type", "image/png")], "{}", 415).await;
     run.drive("kvGet", "/v1/kv/a/b?revision=3", NO_HEADERS, "", 410).await;
     run.drive("kvHead", "/v1/kv/a/b?revision=3", NO_HEADERS, "", 410).await;
     run.drive("kvList", "/v1/kv?prefix=&revision=3", NO_HEADERS, "", 410).await;
@@ -506,8 +500,10 @@ async fn refusals_that_all_share(run: &mut Run) {
         let separator = if target.contains('?') { '&' } else { '?' };
         let misspelt = format!("{target}{separator}prety=true");
         let answer = run.send(&operation.method, &misspelt, NO_HEADERS, "").await;
-        run.note(operation, &format!("{} {misspelt}", operation.method), &answer, 400);
-        if operation.method != "HEAD" {
+        // Scrapers may be configured with parameters of their own: metrics refuse none.
+        let refused = operation.responses.contains_key(&400);
+        run.note(operation, &format!("{} {misspelt}", operation.method), &answer, if refused { 400 } else { 200 });
+        if refused && operation.method != "HEAD" {
             assert_eq!(answer.json()["suggestion"], json!("pretty"), "{}", operation.id);
         }
         let answer = run.send("TRACE", &target, NO_HEADERS, "").await;
@@ -534,45 +530,51 @@ async fn refusals_of_keys_and_bodies(run: &mut Run) {
             let answer = run.send(&operation.method, &target, NO_HEADERS, "").await;
             run.note(operation, "an empty key", &answer, 400);
         }
-        if let Some(media_type) = operation.request.keys().next().filter(|_| operation.id != "kvImport") {
+        if let Some(media_type) = operation.request.keys().next() {
+            // An import is a stream: what is bounded is one line.
+            let bytes = if operation.id == "kvImport" { 3 * BODY_BYTES_MAX } else { BODY_BYTES_MAX + 1 };
             let headers: Headers<'_> = &[("content-type", media_type)];
-            let answer =
-                run.send(&operation.method, &plain_target(operation), headers, vec![b' '; BODY_BYTES_MAX + 1]).await;
+            let answer = run.send(&operation.method, &plain_target(operation), headers, vec![b'x'; bytes]).await;
             run.note(operation, "a long body", &answer, 413);
+            let encoded: Headers<'_> = &[("content-type", media_type), ("content-encoding", "gzip")];
+            let answer = run.send(&operation.method, &plain_target(operation), encoded, "{}").await;
+            run.note(operation, "an encoded body", &answer, 415);
+        }
+        if operation.responses.contains_key(&406) {
+            let picture: Headers<'_> = &[("accept", "image/png")];
+            let answer = run.send(&operation.method, &plain_target(operation), picture, "").await;
+            run.note(operation, "a picture", &answer, 406);
         }
     }
-    run.drive("kvList", &format!("/v1/kv?prefix={long}"), NO_HEADERS, "", 414).await;
-    run.drive("kvDeleteRange", &format!("/v1/kv?prefix={long}"), NO_HEADERS, "", 414).await;
     let put = json!({"then": [{"put": {"key": long, "value": ""}}]}).to_string();
     run.drive("txn", "/v1/txn", JSON, &put, 414).await;
     let ndjson: Headers<'_> = &[("content-type", "application/x-ndjson")];
     run.drive("kvImport", "/v1/import", ndjson, &format!("{}\n", json!({"key": long, "value": ""})), 414).await;
-    let value = "v".repeat(BODY_BYTES_MAX + 1);
-    run.drive("kvImport", "/v1/import", ndjson, &format!("{}\n", json!({"key": "k", "value": value})), 413).await;
 }
 
+/// A request with an idempotency key, its repetition, and another request with the same key.
 async fn reused_idempotency_keys(run: &mut Run) {
-    for operation in CONTRACT.operations.iter().filter(|operation| operation.responses.contains_key(&422)) {
-        let key = format!("once-{}", operation.id);
-        let json_body = operation.request.keys().any(|media_type| media_type.ends_with("json"));
-        let media_type = operation.request.keys().find(|media_type| media_type.ends_with("json")).cloned();
-        let content_type = media_type.unwrap_or_else(|| "text/plain".into());
-        let headers: Headers<'_> = &[("idempotency-key", &key), ("content-type", &content_type)];
-        let body = if json_body && operation.id != "counterAdd" && operation.id != "compact" { "{}" } else { "" };
-        let target = match operation.id.as_str() {
-            "kvPatch" => "/v1/kv/doc".to_owned(),
-            _ => plain_target(operation),
-        };
-        let first = run.send(&operation.method, &target, headers, body).await;
-        let status = first.status;
-        run.note(operation, "first", &first, if operation.id == "kvPut" { 201 } else { 200 });
-        let again = run.send(&operation.method, &target, headers, body).await;
-        run.note(operation, "replayed", &again, status);
-        assert_eq!(again.header("idempotency-replayed"), Some("true"), "{}", operation.id);
-        assert_eq!(first.json(), again.json(), "{}", operation.id);
-        let separator = if target.contains('?') { '&' } else { '?' };
-        let other = run.send(&operation.method, &format!("{target}{separator}timeout=4s"), headers, body).await;
-        run.note(operation, "reused", &other, 422);
+    let merge = "application/merge-patch+json";
+    let requests = [
+        ("kvPut", "/v1/kv/once", "text/plain", "v", "/v1/kv/once?prev"),
+        ("kvPatch", "/v1/kv/doc", merge, "{}", "/v1/kv/doc?prev"),
+        ("kvDelete", "/v1/kv/once", "text/plain", "", "/v1/kv/once?prev"),
+        ("kvDeleteRange", "/v1/kv?prefix=once", "text/plain", "", "/v1/kv?prefix=twice"),
+        ("counterAdd", "/v1/counters/once", "application/json", "", "/v1/counters/once?add=2"),
+        ("txn", "/v1/txn", "application/json", r#"{"then":[{"add":{"key":"once"}}]}"#, "/v1/txn?strict"),
+    ];
+    for (id, target, content_type, body, other) in requests {
+        let operation = CONTRACT.by_id(id);
+        let key = format!("key-of-{id}");
+        let headers: Headers<'_> = &[("idempotency-key", &key), ("content-type", content_type)];
+        let first = run.send(&operation.method, target, headers, body).await;
+        run.note(operation, "with an idempotency key", &first, if id == "kvPut" { 201 } else { 200 });
+        let again = run.send(&operation.method, target, headers, body).await;
+        run.note(operation, "repeated", &again, first.status);
+        assert_eq!(again.header("idempotency-replayed"), Some("true"), "{id}");
+        assert_eq!(first.json(), again.json(), "{id}");
+        let other = run.send(&operation.method, other, headers, body).await;
+        run.note(operation, "another request", &other, 422);
     }
 }
 

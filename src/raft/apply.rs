@@ -1,0 +1,254 @@
+//! From the committed log to the machine: the one place that applies.
+//!
+//! For each entry: wait until this disk holds it, apply it, tell the watchers, answer the proposers.
+//! Invariants: state never runs ahead of the log on this disk; entries are applied in order, once;
+//! every responder is answered; a fault ends the process through the handler given in. It must not
+//! know what a command means.
+
+use super::flushed::Flushed;
+use super::log_store::io_error;
+use super::snapshots::{Builder, Snapshots, Stored};
+use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
+use crate::env::Clock;
+use crate::machine::{Machine, Reader};
+use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec};
+use crate::storage::mutant::Mutant;
+use crate::telemetry::metrics::Metrics;
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt};
+use openraft::EntryPayload;
+use openraft::alias::{SnapshotMetaOf, SnapshotOf};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use parking_lot::{Mutex, MutexGuard};
+use std::fmt::{self, Debug};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::watch;
+
+/// What is told of changes: the watch hub.
+pub trait Publisher: Debug + Send + Sync + 'static {
+    /// The events of newly applied revisions, in order; they can be read before this is called.
+    fn publish(&self, revisions: &[RevisionEvents]);
+    /// The store was replaced by a snapshot at `revision`: there are no events up to it.
+    fn reset(&self, revision: Revision);
+}
+
+/// How far this member has applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub applied: Option<LogPosition>,
+    pub revision: Revision,
+    /// Log time of the newest applied batch.
+    pub now_ms: u64,
+}
+
+impl Progress {
+    #[must_use]
+    pub fn covers(&self, index: u64) -> bool {
+        self.applied.is_some_and(|applied| applied.index >= index)
+    }
+}
+
+pub(crate) type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
+
+/// The machine, and what is shared around it.
+pub(crate) struct Applier {
+    machine: Mutex<Machine>,
+    reader: ArcSwap<Reader>,
+    progress: watch::Sender<Progress>,
+    /// Bytes of entries applied since the newest snapshot was begun.
+    log_bytes: AtomicU64,
+    pub(super) flushed: Arc<Flushed>,
+    pub(super) mutant: Option<Mutant>,
+    publisher: Arc<dyn Publisher>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    fatal: Fatal,
+}
+
+impl Debug for Applier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Applier").field("progress", &self.progress()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct ApplierOptions {
+    pub(crate) flushed: Arc<Flushed>,
+    pub(crate) mutant: Option<Mutant>,
+    pub(crate) publisher: Arc<dyn Publisher>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    pub(crate) fatal: Fatal,
+}
+
+impl Applier {
+    pub(crate) fn new(machine: Machine, options: ApplierOptions) -> Self {
+        let ApplierOptions { flushed, mutant, publisher, clock, metrics, fatal } = options;
+        let reader = machine.reader();
+        let progress = progress_of(&machine, &reader);
+        publisher.reset(progress.revision);
+        Self {
+            machine: Mutex::new(machine),
+            reader: ArcSwap::from_pointee(reader),
+            progress: watch::Sender::new(progress),
+            log_bytes: AtomicU64::new(0),
+            flushed,
+            mutant,
+            publisher,
+            clock,
+            metrics,
+            fatal,
+        }
+    }
+
+    pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock()
+    }
+
+    pub(crate) fn reader(&self) -> Reader {
+        Reader::clone(&self.reader.load())
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    pub(crate) fn log_bytes(&self) -> &AtomicU64 {
+        &self.log_bytes
+    }
+
+    /// Replaces the machine by one restored from a snapshot.
+    pub(crate) fn replace(&self, machine: Machine) {
+        let reader = machine.reader();
+        let progress = progress_of(&machine, &reader);
+        let mut current = self.machine.lock();
+        *current = machine;
+        self.reader.store(Arc::new(reader));
+        self.publisher.reset(progress.revision);
+        drop(current);
+        self.log_bytes.store(0, Ordering::Relaxed);
+        self.progress.send_replace(progress);
+    }
+
+    /// Ends the process, as far as the handler does; the error stops Raft in any case.
+    pub(crate) fn fail(&self, fault: Fault) -> io::Error {
+        (self.fatal)(&fault);
+        io_error(fault)
+    }
+
+    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Outcomes, Fault> {
+        let batch: Batch = codec::decode("batch", bytes)?;
+        let begun = self.clock.monotonic();
+        let applied = self.machine.lock().apply(at, &batch)?;
+        let took = self.clock.monotonic().saturating_sub(begun);
+        self.metrics.apply_duration.observe(took.as_secs_f64());
+        if !applied.events.is_empty() {
+            self.publisher.publish(&applied.events);
+        }
+        self.log_bytes.fetch_add(bytes.len().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.progress.send_modify(|progress| {
+            progress.applied = Some(at);
+            progress.revision = applied.revision;
+            progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
+        });
+        Ok(Outcomes(applied.outcomes))
+    }
+
+    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<(), Fault> {
+        self.machine.lock().note(at, membership.map(Into::into))?;
+        self.progress.send_modify(|progress| progress.applied = Some(at));
+        Ok(())
+    }
+}
+
+fn progress_of(machine: &Machine, reader: &Reader) -> Progress {
+    let view = reader.view();
+    Progress { applied: machine.applied(), revision: view.revision(), now_ms: view.now_ms() }
+}
+
+/// What openraft knows as the state machine.
+#[derive(Debug)]
+pub(crate) struct StateMachine {
+    pub(super) applier: Arc<Applier>,
+    pub(super) snapshots: Arc<Snapshots>,
+}
+
+impl StateMachine {
+    fn apply_entry(&self, at: &LogId, payload: Payload) -> Result<Outcomes, Fault> {
+        let at = position(at);
+        match payload {
+            EntryPayload::Normal(batch) => self.applier.apply_batch(at, &batch.bytes),
+            EntryPayload::Blank => self.applier.note(at, None).map(|()| Outcomes::default()),
+            EntryPayload::Membership(membership) => {
+                let bytes = codec::encode(&membership)?;
+                self.applier.note(at, Some(bytes)).map(|()| Outcomes::default())
+            }
+        }
+    }
+
+    fn state(&self) -> Result<(Option<LogId>, StoredMembership), Fault> {
+        let machine = self.applier.machine();
+        Ok((machine.applied().map(log_id), membership_of(&machine)?))
+    }
+}
+
+/// The membership that the machine has applied last, as openraft wants it.
+pub(crate) fn membership_of(machine: &Machine) -> Result<StoredMembership, Fault> {
+    match machine.membership() {
+        Some((at, bytes)) => {
+            let membership = codec::decode("membership", &bytes)?;
+            Ok(StoredMembership::new(at.map(log_id), membership))
+        }
+        None => Ok(StoredMembership::default()),
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotData = Stored;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        self.state().map_err(|fault| self.applier.fail(fault))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + Send,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            if self.applier.mutant != Some(Mutant::ApplyAheadOfFlush) {
+                self.applier.flushed.covers(entry.log_id.index).await;
+            }
+            let outcomes = self.apply_entry(&entry.log_id, entry.payload).map_err(|fault| self.applier.fail(fault))?;
+            if let Some(responder) = responder {
+                responder.send(outcomes);
+            }
+        }
+        self.snapshots.consider(&self.applier);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        match self.snapshots.builder(&self.applier) {
+            Ok(builder) => builder,
+            Err(fault) => {
+                drop(self.applier.fail(fault));
+                self.snapshots.no_builder(&self.applier)
+            }
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types>, stored: Stored) -> Result<(), io::Error> {
+        self.snapshots.install(&self.applier, meta, stored).await.map_err(|fault| self.applier.fail(fault))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<Types, Stored>>, io::Error> {
+        Ok(self.snapshots.current())
+    }
+}

@@ -1,0 +1,174 @@
+//! The read barrier (ReadIndex): after it, this member's applied state reflects every write that was
+//! answered anywhere before the barrier was asked for.
+//!
+//! One round is outstanding at a time; whoever comes meanwhile shares the next, so any number of
+//! readers costs one round of heartbeats. Invariants: a round's leadership check begins after each
+//! of its waiters arrived; a waiter returns only once what the round found committed is applied.
+
+use crate::env::TaskSet;
+use crate::model::{Failure, Why};
+use parking_lot::Mutex;
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Pauses before a round is tried again, because a leader is being elected.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a barrier needs of Raft.
+pub(crate) trait ReadIndex: Send + Sync + 'static {
+    /// Confirms leadership by a quorum's answer that is newer than the call, and waits until all
+    /// that was committed at the call is applied here.
+    fn confirm(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    result: OnceLock<Result<(), Failure>>,
+    done: Notify,
+}
+
+impl Round {
+    async fn wait(&self) -> Result<(), Failure> {
+        let done = self.done.notified();
+        tokio::pin!(done);
+        // Registered before the result is looked at, so that its arrival in between wakes this.
+        done.as_mut().enable();
+        if let Some(result) = self.result.get() {
+            return result.clone();
+        }
+        done.await;
+        self.result.get().cloned().unwrap_or(Err(Failure::not_proposed(Why::ShuttingDown)))
+    }
+}
+
+/// A cheap handle.
+#[derive(Debug, Clone)]
+pub(crate) struct Barrier(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// The round that has not begun: new waiters join it.
+    next: Mutex<Option<Arc<Round>>>,
+    wanted: Notify,
+}
+
+impl Barrier {
+    /// `patience` bounds how long one round is retried while no leader is confirmed.
+    pub(crate) fn start(raft: Arc<impl ReadIndex>, patience: Duration, tasks: &TaskSet) -> Self {
+        let shared = Arc::new(Shared { next: Mutex::new(None), wanted: Notify::new() });
+        tasks.spawn_until_stop("read barrier", rounds(shared.clone(), raft, patience));
+        Self(shared)
+    }
+
+    pub(crate) async fn wait(&self, timeout: Duration) -> Result<(), Failure> {
+        let round = self.0.next.lock().get_or_insert_default().clone();
+        self.0.wanted.notify_one();
+        match tokio::time::timeout(timeout, round.wait()).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::not_proposed(Why::Timeout)),
+        }
+    }
+}
+
+async fn rounds(shared: Arc<Shared>, raft: Arc<impl ReadIndex>, patience: Duration) {
+    loop {
+        shared.wanted.notified().await;
+        let Some(round) = shared.next.lock().take() else { continue };
+        let result = confirm(&*raft, patience).await;
+        // Set once, by this task alone.
+        drop(round.result.set(result));
+        round.done.notify_waiters();
+    }
+}
+
+async fn confirm(raft: &impl ReadIndex, patience: Duration) -> Result<(), Failure> {
+    let retries = async {
+        loop {
+            match raft.confirm().await {
+                Err(Failure::Unavailable { why: Why::NoLeader, .. }) => tokio::time::sleep(RETRY_PAUSE).await,
+                settled => return settled,
+            }
+        }
+    };
+    match tokio::time::timeout(patience, retries).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::not_proposed(Why::NoLeader)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::sync::Semaphore;
+
+    struct Gate {
+        begun: AtomicUsize,
+        open: Semaphore,
+        refuse: AtomicUsize,
+    }
+
+    impl Gate {
+        fn new(refuse: usize) -> Arc<Self> {
+            Arc::new(Self { begun: AtomicUsize::new(0), open: Semaphore::new(0), refuse: AtomicUsize::new(refuse) })
+        }
+    }
+
+    impl ReadIndex for Gate {
+        async fn confirm(&self) -> Result<(), Failure> {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            self.open.acquire().await.unwrap().forget();
+            if self.refuse.load(Ordering::SeqCst) > 0 {
+                self.refuse.fetch_sub(1, Ordering::SeqCst);
+                return Err(Failure::not_proposed(Why::NoLeader));
+            }
+            Ok(())
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_come_during_a_round_share_the_next() {
+        let (gate, tasks) = (Gate::new(0), TaskSet::new());
+        let barrier = Barrier::start(gate.clone(), LONG, &tasks);
+        let first = barrier.wait(LONG);
+        tokio::pin!(first);
+        assert!(futures_util::poll!(&mut first).is_pending());
+        while gate.begun.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let late: Vec<_> = (0..50).map(|_| Box::pin(barrier.wait(LONG))).collect();
+        let late = futures_util::future::join_all(late);
+        tokio::pin!(late);
+        assert!(futures_util::poll!(&mut late).is_pending());
+        gate.open.add_permits(1);
+        assert!(first.await.is_ok());
+        assert!(futures_util::poll!(&mut late).is_pending(), "they came after the first round began");
+        gate.open.add_permits(1);
+        assert!(late.await.iter().all(Result::is_ok));
+        assert_eq!(gate.begun.load(Ordering::SeqCst), 2);
+        assert!(tasks.stop(LONG).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_survives_an_election_within_its_patience() {
+        let (gate, tasks) = (Gate::new(3), TaskSet::new());
+        gate.open.add_permits(100);
+        let barrier = Barrier::start(gate.clone(), LONG, &tasks);
+        assert!(barrier.wait(LONG).await.is_ok());
+        assert_eq!(gate.begun.load(Ordering::SeqCst), 4);
+        assert!(tasks.stop(LONG).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stuck_round_ends_each_waiter_by_its_own_deadline() {
+        let (gate, tasks) = (Gate::new(0), TaskSet::new());
+        let barrier = Barrier::start(gate, LONG, &tasks);
+        let result = barrier.wait(Duration::from_millis(10)).await;
+        assert!(matches!(result, Err(Failure::Unavailable { why: Why::Timeout, .. })));
+        assert!(tasks.stop(LONG).await);
+    }
+}

@@ -1,0 +1,262 @@
+use super::*;
+use crate::env::ManualClock;
+use crate::machine::Outcome as Applied;
+use crate::model::LogPosition;
+use crate::model::{Batch, Caller, Command, Reply};
+use crate::raft::types::{Outcomes, log_id};
+use openraft::errors::ForwardReason;
+use openraft::raft::ClientWriteResponse;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use tokio::sync::Notify;
+
+const LONG: Duration = Duration::from_secs(60);
+
+type Write = (Batch, Callback<ClientWriteResult<Types>>);
+
+/// A log that keeps what it is given until the test answers it.
+#[derive(Default)]
+struct Held {
+    writes: Mutex<VecDeque<Write>>,
+    came: Notify,
+}
+
+impl Log for Held {
+    async fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) {
+        self.writes.lock().push_back((codec::decode("batch", &batch.bytes).unwrap(), answer));
+        self.came.notify_one();
+    }
+
+    fn term_and_time(&self) -> (u64, u64) {
+        (1, 0)
+    }
+}
+
+impl Held {
+    async fn next(&self) -> Write {
+        loop {
+            if let Some(write) = self.writes.lock().pop_front() {
+                return write;
+            }
+            self.came.notified().await;
+        }
+    }
+}
+
+struct Bench {
+    log: Arc<Held>,
+    clock: Arc<ManualClock>,
+    batcher: Batcher,
+    tasks: TaskSet,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (log, clock, tasks) = (Arc::new(Held::default()), Arc::new(ManualClock::new(1_000)), TaskSet::new());
+        let metrics = Metrics::new(&mut Registry::default());
+        let batcher = Batcher::start(log.clone(), clock.clone(), metrics, &tasks);
+        Self { log, clock, batcher, tasks }
+    }
+
+    fn propose(&self, bytes: u64, timeout: Duration) -> tokio::sync::oneshot::Receiver<Answer> {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let batcher = self.batcher.clone();
+        self.tasks.spawn("proposer", async move {
+            let answer = batcher.propose(&quota(bytes), timeout).await;
+            drop(send.send(answer));
+        });
+        receive
+    }
+}
+
+fn quota(bytes: u64) -> Proposal {
+    Proposal { caller: Caller::default(), idempotency: None, command: Command::SetQuota { bytes } }
+}
+
+fn outcomes(batch: &Batch) -> Outcomes {
+    let outcome = |proposal: &Proposal| match proposal.command {
+        Command::SetQuota { bytes } => Applied { result: Ok(Reply::Quota { bytes }), replayed: false },
+        _ => panic!("{proposal:?}"),
+    };
+    Outcomes(batch.proposals.iter().map(outcome).collect())
+}
+
+fn accept((batch, answer): Write) {
+    let log_id = log_id(LogPosition { term: 1, node: 1, index: 1 });
+    let data = outcomes(&batch);
+    openraft::raft::responder::Responder::on_complete(
+        answer,
+        Ok(ClientWriteResponse { log_id, data, membership: None }),
+    );
+}
+
+fn refuse((_, answer): Write, leader_id: Option<u64>) {
+    let reason = ForwardReason::LeaseExpired;
+    let forward = ForwardToLeader { leader_id, leader_node: None, reason };
+    openraft::raft::responder::Responder::on_complete(answer, Err(ClientWriteError::ForwardToLeader(forward)));
+}
+
+fn quota_of(answer: &Answer) -> u64 {
+    match answer {
+        Ok(Applied { result: Ok(Reply::Quota { bytes }), .. }) => *bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unavailable(answer: Answer) -> (Why, Outcome) {
+    match answer {
+        Err(Failure::Unavailable { why, outcome }) => (why, outcome),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_proposal_gets_its_own_outcome_and_batches_grow_under_load() {
+    let bench = Bench::new();
+    let first = bench.propose(1, LONG);
+    let first_write = bench.log.next().await;
+    let second = bench.propose(2, LONG);
+    let second_write = bench.log.next().await;
+    assert_eq!((first_write.0.proposals.len(), second_write.0.proposals.len()), (1, 1), "a lone writer does not wait");
+    let rest: Vec<_> = (3..300).map(|bytes| bench.propose(bytes, LONG)).collect();
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(bench.log.writes.lock().is_empty(), "two are in flight");
+    accept(second_write);
+    let third_write = bench.log.next().await;
+    assert_eq!(third_write.0.proposals.len(), limits::BATCH_PROPOSALS_MAX);
+    accept(first_write);
+    accept(third_write);
+    accept(bench.log.next().await);
+    assert_eq!(quota_of(&first.await.unwrap()), 1);
+    assert_eq!(quota_of(&second.await.unwrap()), 2);
+    for (bytes, answer) in (3..300).zip(rest) {
+        assert_eq!(quota_of(&answer.await.unwrap()), bytes);
+    }
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_in_the_queue_is_not_proposed() {
+    let bench = Bench::new();
+    let (_one, _two) = (bench.propose(1, LONG), bench.propose(2, LONG));
+    let held = [bench.log.next().await];
+    // The first write may have taken both; the places in flight are what matters.
+    let filler = bench.propose(3, LONG);
+    let filled = bench.log.next().await;
+    let late = bench.propose(4, Duration::from_millis(50));
+    let answer = late.await.unwrap();
+    assert_eq!(unavailable(answer), (Why::Timeout, Outcome::NotProposed));
+    held.into_iter().for_each(accept);
+    accept(filled);
+    drop(filler);
+    let after = bench.propose(5, LONG);
+    let write = bench.log.next().await;
+    assert!(write.0.proposals.iter().all(|proposal| *proposal != quota(4)), "the late one was proposed after all");
+    accept(write);
+    assert_eq!(quota_of(&after.await.unwrap()), 5);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_after_the_proposal_is_unknown() {
+    let bench = Bench::new();
+    let answer = bench.propose(1, Duration::from_millis(50));
+    let write = bench.log.next().await;
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::Timeout, Outcome::Unknown));
+    accept(write);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_retried_until_it_is_accepted() {
+    let bench = Bench::new();
+    let answer = bench.propose(1, LONG);
+    for _ in 0..12 {
+        refuse(bench.log.next().await, None);
+    }
+    accept(bench.log.next().await);
+    assert_eq!(quota_of(&answer.await.unwrap()), 1);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_proposal_whose_deadline_passes_is_not_proposed() {
+    let bench = Bench::new();
+    let answer = bench.propose(1, Duration::from_secs(1));
+    let write = bench.log.next().await;
+    bench.clock.advance(Duration::from_secs(2));
+    refuse(write, None);
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::Timeout, Outcome::NotProposed));
+    assert!(bench.log.writes.lock().is_empty());
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_leader_is_answered_at_once() {
+    let bench = Bench::new();
+    let answer = bench.propose(1, LONG);
+    refuse(bench.log.next().await, Some(2));
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::NoLeader, Outcome::NotProposed));
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_raft_discards_or_loses_is_unknown() {
+    let bench = Bench::new();
+    let discarded = bench.propose(1, LONG);
+    let (_, answer) = bench.log.next().await;
+    let forward = ForwardToLeader { leader_id: None, leader_node: None, reason: ForwardReason::NotLeader };
+    openraft::raft::responder::Responder::on_complete(answer, Err(ClientWriteError::LogEntryDiscarded(forward)));
+    assert_eq!(unavailable(discarded.await.unwrap()).1, Outcome::Unknown);
+    let lost = bench.propose(2, LONG);
+    drop(bench.log.next().await);
+    assert_eq!(unavailable(lost.await.unwrap()).1, Outcome::Unknown);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_goes_away_cancels_nothing() {
+    let bench = Bench::new();
+    {
+        let proposal = quota(1);
+        let proposing = bench.batcher.propose(&proposal, LONG);
+        tokio::pin!(proposing);
+        assert!(futures_util::poll!(&mut proposing).is_pending());
+    }
+    let write = bench.log.next().await;
+    assert_eq!(write.0.proposals, [quota(1)]);
+    accept(write);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_what_is_queued_as_not_proposed() {
+    let bench = Bench::new();
+    let (_one, _two) = (bench.propose(1, LONG), bench.propose(2, LONG));
+    let _held = bench.log.next().await;
+    let _more = bench.propose(3, LONG);
+    let _held_too = bench.log.next().await;
+    let queued = bench.propose(4, LONG);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    bench.tasks.stopping().cancel();
+    assert_eq!(unavailable(queued.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
+}
+
+proptest! {
+    /// The batch is put together from proposals encoded one by one; it must be what the codec makes.
+    #[test]
+    fn a_batch_is_encoded_as_the_codec_does(at: u64, wall: u64, quotas in proptest::collection::vec(any::<u64>(), 1..300)) {
+        let proposals: Vec<_> = quotas.into_iter().map(quota).collect();
+        let queued: Vec<_> = proposals
+            .iter()
+            .map(|proposal| Queued { encoded: codec::encode(proposal).unwrap(), deadline: Duration::ZERO, ticket: slot().0 })
+            .collect();
+        let batch = Batch { proposed_at_ms: at, wall_ms: wall, proposals };
+        prop_assert_eq!(encode_batch(at, wall, &queued).unwrap(), codec::encode(&batch).unwrap());
+    }
+}

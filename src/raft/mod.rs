@@ -1,0 +1,32 @@
+//! Consensus (rank 3), the only home of openraft: the log store and the state machine adapter, the
+//! batcher in front, the read barrier, log time, snapshots' schedule, and the handle on it all.
+//!
+//! Invariants: an answered write is durable on a quorum and applied; only what was refused before
+//! the append is called not proposed; state never runs ahead of the log on this disk, and the log is
+//! purged only up to the second-newest verified snapshot. It must not know HTTP, gRPC, sockets, or
+//! what a command means; openraft's types do not leave it.
+
+mod answer;
+mod apply;
+mod barrier;
+mod batcher;
+mod config;
+mod consensus;
+mod entry;
+mod flushed;
+mod log_clock;
+mod log_store;
+mod network;
+mod peers;
+mod responder;
+mod snapshots;
+mod trimmer;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::{Progress, Publisher};
+pub use consensus::{Consensus, NewStore, Options, Parts, StartError, State};
+pub use network::{Lane, NoPeers, Peer, Transport, TransportError};
+pub use types::{Member, MemberId};

@@ -1,0 +1,269 @@
+//! What members say to each other, as opaque bytes over a `Transport` that others implement.
+//!
+//! openraft's messages are encoded here and nowhere else, so a transport moves bytes and knows
+//! nothing. Invariants: a peer that cannot be reached grants nothing (openraft's default for
+//! pre-vote would); appends of one stream are answered in order, and its answers end when it does.
+
+use super::snapshots::Stored;
+use super::types::{Member, MemberId, Types, Vote};
+use crate::model::{Fault, codec};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use openraft::OptionalSend;
+use openraft::alias::SnapshotOf;
+use openraft::base::BoxFuture as RaftFuture;
+use openraft::base::BoxStream as RaftStream;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Kept apart so that a bulk append or a snapshot never delays a heartbeat or a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    Append,
+    Control,
+    Snapshot,
+}
+
+#[derive(Debug, Clone, Error)]
+pub enum TransportError {
+    /// Nothing answers there: worth a pause before the next try.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    pub id: MemberId,
+    pub member: Member,
+}
+
+/// Moves bytes between members. A request's bytes go to the peer's `Consensus::answer` or
+/// `Consensus::answer_stream`.
+pub trait Transport: Debug + Send + Sync + 'static {
+    /// One request and its answer, within `timeout`.
+    fn call(
+        &self,
+        peer: Peer,
+        lane: Lane,
+        request: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>>;
+
+    /// Requests and their answers, in order; the answers end when the requests have ended and been
+    /// answered, or at an error. `timeout` bounds a pause, not the stream.
+    fn stream(
+        &self,
+        peer: Peer,
+        lane: Lane,
+        requests: BoxStream<'static, Bytes>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>>;
+}
+
+/// The transport of a member that has no peers: nobody is reachable.
+#[derive(Debug, Default)]
+pub struct NoPeers;
+
+impl NoPeers {
+    fn unreachable(peer: &Peer) -> TransportError {
+        TransportError::Unreachable(format!("this member has no way to reach member {}", peer.id))
+    }
+}
+
+impl Transport for NoPeers {
+    fn call(&self, peer: Peer, _: Lane, _: Bytes, _: Duration) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        Box::pin(async move { Err(Self::unreachable(&peer)) })
+    }
+
+    fn stream(
+        &self,
+        peer: Peer,
+        _: Lane,
+        _: BoxStream<'static, Bytes>,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>> {
+        Box::pin(async move { Err(Self::unreachable(&peer)) })
+    }
+}
+
+/// One request of the control lane.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Call {
+    Vote(VoteRequest<Types>),
+    PreVote(VoteRequest<Types>),
+    TransferLeader(TransferLeaderRequest<Types>),
+}
+
+/// What a snapshot stream begins with; the file's bytes follow, then one `SnapshotResponse` back.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SnapshotHead {
+    pub(crate) vote: Vote,
+    pub(crate) meta: Meta,
+}
+
+pub(crate) type Meta = openraft::alias::SnapshotMetaOf<Types>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    transport: Arc<dyn Transport>,
+}
+
+impl Network {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
+        Self { transport }
+    }
+
+    fn client(&self, id: MemberId, member: &Member, append_lane: Lane) -> Client {
+        let peer = Peer { id, member: member.clone() };
+        Client { transport: self.transport.clone(), peer, append_lane }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: MemberId, node: &Member) -> Client {
+        self.client(target, node, Lane::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: MemberId, node: &Member) -> Client {
+        self.client(target, node, Lane::Control)
+    }
+
+    async fn new_snapshot_client(&mut self, target: MemberId, node: &Member) -> Client {
+        self.client(target, node, Lane::Snapshot)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    transport: Arc<dyn Transport>,
+    peer: Peer,
+    append_lane: Lane,
+}
+
+impl Client {
+    async fn call<T: DeserializeOwned>(&self, call: &Call, option: &RPCOption) -> Result<T, RPCError<Types>> {
+        let request = codec::encode(call).map_err(broken)?;
+        let answer = self.transport.call(self.peer.clone(), Lane::Control, request.into(), option.soft_ttl());
+        codec::decode("peer's answer", &answer.await.map_err(failed)?).map_err(broken)
+    }
+}
+
+fn broken(fault: Fault) -> RPCError<Types> {
+    RPCError::Network(NetworkError::from_string(fault))
+}
+
+fn failed(error: TransportError) -> RPCError<Types> {
+    match error {
+        TransportError::Unreachable(why) => RPCError::Unreachable(Unreachable::from_string(why)),
+        TransportError::Failed(why) => RPCError::Network(NetworkError::from_string(why)),
+    }
+}
+
+impl NetBackoff<Types> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetVote<Types> for Client {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(&Call::Vote(rpc), &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.call(&Call::PreVote(rpc), &option).await
+    }
+}
+
+impl NetTransferLeader<Types> for Client {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        self.call(&Call::TransferLeader(req), &option).await
+    }
+}
+
+impl NetStreamAppend<Types> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> RaftFuture<'s, Result<RaftStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    where
+        S: futures_util::Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        // What cannot be encoded ends the stream of requests, and with it that of the answers.
+        let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
+        let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
+        let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
+        let answers = self.transport.stream(self.peer.clone(), self.append_lane, requests, option.soft_ttl());
+        Box::pin(async move {
+            let answers = answers.await.map_err(failed)?;
+            let answers = answers.map(|answer| {
+                codec::decode::<StreamAppendResult<Types>>("peer's answer", &answer.map_err(failed)?).map_err(broken)
+            });
+            let answers: RaftStream<'s, _> = Box::pin(answers);
+            Ok(answers)
+        })
+    }
+}
+
+impl NetSnapshot<Types> for Client {
+    type SnapshotData = Stored;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<Types, Stored>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let head = SnapshotHead { vote, meta: snapshot.meta };
+        let head = Bytes::from(codec::encode(&head).map_err(broken)?);
+        let requests = stream::once(std::future::ready(head)).chain(snapshot.snapshot.pieces()).boxed();
+        let exchange = async {
+            let mut answers = self
+                .transport
+                .stream(self.peer.clone(), Lane::Snapshot, requests, option.soft_ttl())
+                .await
+                .map_err(failed)?;
+            match answers.next().await {
+                Some(answer) => codec::decode("peer's answer", &answer.map_err(failed)?).map_err(broken),
+                None => Err(failed(TransportError::Failed("the peer ended the snapshot without an answer".into()))),
+            }
+        };
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            result = exchange => result.map_err(StreamingError::from),
+        }
+    }
+}

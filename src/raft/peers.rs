@@ -1,0 +1,95 @@
+//! The receiving side of the peer protocol: bytes of another member in, bytes of the answer out.
+//!
+//! What a transport received goes in here, after it has checked who sent it. Invariants: a snapshot
+//! is handed to Raft only when it is whole, its digest holds, it is of this cluster, and it fits the
+//! vote it came with and what is committed here (openraft panics on one that does not).
+
+use super::consensus::Consensus;
+use super::network::{Call, Lane, SnapshotHead, TransportError};
+use super::snapshots::Stored;
+use super::types::Types;
+use crate::model::{Fault, codec};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use openraft::Snapshot;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse};
+use serde::Serialize;
+
+impl Consensus {
+    /// Answers one request of a peer's `Transport::call`.
+    ///
+    /// # Errors
+    /// If the request is not understood, or Raft has ended here.
+    pub async fn answer(&self, request: Bytes) -> Result<Bytes, TransportError> {
+        match codec::decode::<Call>("peer's request", &request).map_err(broken)? {
+            Call::Vote(vote) => encode(&self.raft().vote(vote).await.map_err(ended)?),
+            Call::PreVote(vote) => encode(&self.raft().pre_vote(vote).await.map_err(ended)?),
+            Call::TransferLeader(transfer) => {
+                encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
+            }
+        }
+    }
+
+    /// Answers the requests of a peer's `Transport::stream`, in order. The answers end with the
+    /// requests, or at the first error.
+    #[must_use]
+    pub fn answer_stream(
+        &self,
+        lane: Lane,
+        requests: BoxStream<'static, Bytes>,
+    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
+        match lane {
+            Lane::Append | Lane::Control => self.answer_appends(requests),
+            Lane::Snapshot => {
+                let consensus = self.clone();
+                let answer = async move { consensus.receive_snapshot(requests).await };
+                stream::once(answer).boxed()
+            }
+        }
+    }
+
+    fn answer_appends(&self, requests: BoxStream<'static, Bytes>) -> BoxStream<'static, Result<Bytes, TransportError>> {
+        // A request that is not understood ends the stream, as a broken connection would.
+        let requests = requests
+            .map(|request| codec::decode::<AppendEntriesRequest<Types>>("peer's append", &request))
+            .take_while(|request| std::future::ready(request.is_ok()))
+            .filter_map(|request| std::future::ready(request.ok()));
+        self.raft().stream_append(requests).map(|answer| encode(&answer.map_err(ended)?)).boxed()
+    }
+
+    async fn receive_snapshot(&self, mut requests: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
+        let head = requests.next().await.ok_or_else(|| refused("an empty snapshot stream"))?;
+        let SnapshotHead { vote, meta } = codec::decode("snapshot head", &head).map_err(broken)?;
+        let Some(last) = meta.last_log_id else { return Err(refused("a snapshot of nothing")) };
+        let committed = self.raft().metrics().borrow_watched().local_committed;
+        if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
+            return Err(refused("the snapshot contradicts what is committed here"));
+        }
+        if !vote.committed || last.leader_id > vote.leader_id {
+            return Err(refused("the snapshot is newer than the leader that sends it"));
+        }
+        let staged = self.snapshots().receive(&last, requests).await.map_err(broken)?;
+        let snapshot = Snapshot { meta, snapshot: Stored::Received(staged) };
+        let response: SnapshotResponse<Types> =
+            self.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
+        encode(&response)
+    }
+}
+
+fn encode(answer: &impl Serialize) -> Result<Bytes, TransportError> {
+    codec::encode(answer).map(Bytes::from).map_err(broken)
+}
+
+fn broken(fault: Fault) -> TransportError {
+    TransportError::Failed(fault.to_string())
+}
+
+fn ended(error: impl ToString) -> TransportError {
+    TransportError::Failed(error.to_string())
+}
+
+fn refused(why: &str) -> TransportError {
+    TransportError::Failed(why.into())
+}

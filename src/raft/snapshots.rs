@@ -1,0 +1,403 @@
+//! Snapshots: when one is taken, how it is written while applies go on, how one from a leader comes
+//! in, and how far the log may be purged.
+//!
+//! Invariants: a snapshot is published only after the log before it is durable on this disk; the log
+//! is purged only up to the second-newest snapshot that was verified in this run; a snapshot that
+//! cannot be written costs a warning, never the log. A received one replaces the machine only after
+//! it is published. What is in a snapshot is the machine's affair, how it lies on disk `storage`'s.
+
+use super::apply::{Applier, membership_of};
+use super::consensus::{Core, NewStore, Options};
+use super::network::Meta;
+use super::types::{LogId, MemberId, Types, log_id, position};
+use crate::env::{Clock, TaskSet};
+use crate::machine::{Image, Machine, MachineOptions};
+use crate::model::{Failure, Fault, LogPosition, Why, codec};
+use crate::storage::mutant::Mutant;
+use crate::storage::snapshot::{
+    RawSnapshot, SnapshotId, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotSummary, VerifiedImport,
+};
+use crate::telemetry::metrics::Metrics;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use openraft::RaftSnapshotBuilder;
+use openraft::Snapshot;
+use openraft::alias::SnapshotOf;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// Before a snapshot that is asked for is asked for again, because another was being built.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How an empty machine is made.
+pub(crate) struct Restorer {
+    pub(crate) new_store: NewStore,
+    pub(crate) machine: MachineOptions,
+}
+
+pub(crate) struct Snapshots {
+    store: SnapshotStore,
+    restorer: Restorer,
+    id: MemberId,
+    cluster_id: u64,
+    log_bytes_min: u64,
+    tasks: TaskSet,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    current: Mutex<Option<Local>>,
+    due: Notify,
+    newest: watch::Sender<Option<LogPosition>>,
+}
+
+/// A snapshot in this member's store.
+#[derive(Debug, Clone)]
+struct Local {
+    meta: Meta,
+    stored: SnapshotSummary,
+}
+
+/// Who built a snapshot, kept in its file: one that this member did not build came from a leader.
+#[derive(Debug, Serialize, Deserialize)]
+struct BuiltBy(MemberId);
+
+impl fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshots").field("current", &self.current).finish_non_exhaustive()
+    }
+}
+
+impl Snapshots {
+    pub(crate) fn new(
+        options: &Options,
+        store: SnapshotStore,
+        restorer: Restorer,
+        tasks: TaskSet,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            restorer,
+            id: options.id,
+            cluster_id: options.cluster_id,
+            log_bytes_min: options.snapshot_log_bytes,
+            tasks,
+            clock,
+            metrics,
+            current: Mutex::new(None),
+            due: Notify::new(),
+            newest: watch::Sender::new(None),
+        })
+    }
+
+    /// The machine of the newest snapshot that verifies, or an empty one. The second says whether
+    /// that snapshot came from a leader.
+    pub(crate) async fn restore_newest(self: &Arc<Self>) -> Result<(Machine, bool), Fault> {
+        let this = self.clone();
+        self.blocking(move || {
+            let found = this.store.newest_verified()?;
+            for damaged in &found.damaged {
+                tracing::error!(path = %damaged.path.display(), fault = %damaged.fault, "snapshot damaged, passed over");
+            }
+            match found.snapshot {
+                Some((stored, reader)) => {
+                    let BuiltBy(builder) = codec::decode("snapshot's builder", &stored.meta.extra)?;
+                    let (machine, local) = this.restore(stored, reader)?;
+                    this.published(local);
+                    Ok((machine, builder != this.id))
+                }
+                None => Ok((Machine::new((this.restorer.new_store)()?, this.restorer.machine.clone()), false)),
+            }
+        })
+        .await
+    }
+
+    fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Machine, Local), Fault> {
+        self.check_cluster(&stored)?;
+        let machine = Machine::restore((self.restorer.new_store)()?, self.restorer.machine.clone(), reader)?;
+        if machine.applied() != Some(stored.meta.last) {
+            let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
+            return Err(Fault::corrupt("snapshot", why));
+        }
+        let meta = Meta { last_log_id: Some(log_id(stored.meta.last)), last_membership: membership_of(&machine)? };
+        Ok((machine, Local { meta, stored }))
+    }
+
+    fn check_cluster(&self, stored: &SnapshotSummary) -> Result<(), Fault> {
+        if stored.meta.cluster_id == self.cluster_id {
+            return Ok(());
+        }
+        let why = format!("it is of cluster {:x}, this member is of {:x}", stored.meta.cluster_id, self.cluster_id);
+        Err(Fault::corrupt("snapshot", why))
+    }
+
+    /// `local` is verified and the newest.
+    fn published(&self, local: Local) {
+        let at = local.stored.meta.last;
+        *self.current.lock() = Some(local);
+        self.newest.send_replace(Some(at));
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        match self.tasks.blocking(work).await {
+            Some(result) => result,
+            None => Err(Fault::Invariant("work on a snapshot panicked".into())),
+        }
+    }
+
+    /// Begins a snapshot if the log has grown enough since the last.
+    pub(crate) fn consider(&self, applier: &Applier) {
+        let last_bytes = self.current.lock().as_ref().map_or(0, |local| local.stored.file_bytes);
+        if applier.log_bytes().load(Ordering::Relaxed) > self.log_bytes_min.max(last_bytes / 2) {
+            self.due.notify_one();
+        }
+    }
+
+    /// Has due snapshots built and the log purged, until Raft ends.
+    pub(crate) async fn keep(self: Arc<Self>, raft: Core) {
+        let mut newest = self.newest.subscribe();
+        loop {
+            let asked = tokio::select! {
+                () = self.due.notified() => raft.trigger().snapshot().await,
+                Ok(()) = newest.changed() => match self.purgeable().await {
+                    Some(index) => raft.trigger().purge_log(index).await,
+                    None => Ok(()),
+                },
+            };
+            if asked.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The log up to here is in two verified snapshots.
+    async fn purgeable(&self) -> Option<u64> {
+        let store = self.store.clone();
+        match self.blocking(move || store.second_newest()).await {
+            Ok(found) => {
+                for damaged in &found.damaged {
+                    tracing::error!(path = %damaged.path.display(), fault = %damaged.fault, "snapshot damaged");
+                }
+                found.snapshot.map(|older| older.meta.last.index)
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "snapshots cannot be read, the log is not purged");
+                None
+            }
+        }
+    }
+
+    /// A snapshot of all that is applied now.
+    pub(crate) async fn now(&self, raft: &Core, applier: &Applier, timeout: Duration) -> Result<LogPosition, Failure> {
+        let Some(wanted) = applier.progress().applied else { return Err(Failure::not_proposed(Why::NotReady)) };
+        let mut newest = self.newest.subscribe();
+        let written = async {
+            loop {
+                if let Some(at) = *newest.borrow_and_update()
+                    && at.index >= wanted.index
+                {
+                    return Ok(at);
+                }
+                if raft.trigger().snapshot().await.is_err() {
+                    return Err(Failure::not_proposed(Why::ShuttingDown));
+                }
+                // An elapsed time is no error: it asks again.
+                drop(tokio::time::timeout(ASK_AGAIN, newest.changed()).await);
+            }
+        };
+        match tokio::time::timeout(timeout, written).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::not_proposed(Why::Timeout)),
+        }
+    }
+
+    /// Pins the state as it is applied now.
+    pub(crate) fn builder(self: &Arc<Self>, applier: &Arc<Applier>) -> Result<Builder, Fault> {
+        Ok(Builder { snapshots: self.clone(), applier: applier.clone(), work: self.pin(applier)? })
+    }
+
+    /// A builder that builds nothing.
+    pub(crate) fn no_builder(self: &Arc<Self>, applier: &Arc<Applier>) -> Builder {
+        Builder { snapshots: self.clone(), applier: applier.clone(), work: None }
+    }
+
+    /// `None` if nothing is applied.
+    fn pin(&self, applier: &Applier) -> Result<Option<Work>, Fault> {
+        let machine = applier.machine();
+        let Some(at) = machine.applied() else { return Ok(None) };
+        let meta = Meta { last_log_id: Some(log_id(at)), last_membership: membership_of(&machine)? };
+        let membership = machine.membership().map(|(_, bytes)| bytes).unwrap_or_default();
+        let image = machine.image();
+        let log_bytes = applier.log_bytes().swap(0, Ordering::Relaxed);
+        drop(machine);
+        let stored = SnapshotMeta {
+            cluster_id: self.cluster_id,
+            last: at,
+            membership,
+            revision: applier.progress().revision,
+            created_wall_ms: self.clock.wall_ms(),
+            extra: codec::encode(&BuiltBy(self.id))?.into(),
+        };
+        Ok(Some(Work { image, stored, meta, log_bytes }))
+    }
+
+    /// The newest snapshot, for sending.
+    pub(crate) fn current(self: &Arc<Self>) -> Option<SnapshotOf<Types, Stored>> {
+        let local = self.current.lock().clone()?;
+        let id = SnapshotId { index: local.stored.meta.last.index, term: local.stored.meta.last.term };
+        Some(Snapshot { meta: local.meta, snapshot: Stored::Local { id, snapshots: self.clone() } })
+    }
+
+    fn write(&self, image: &Image, meta: SnapshotMeta) -> Result<SnapshotSummary, Fault> {
+        let begun = self.clock.monotonic();
+        let mut writer = self.store.begin(meta)?;
+        image.write_to(&mut |bytes| writer.write_block(bytes))?;
+        let stored = writer.finish()?;
+        let took = self.clock.monotonic().saturating_sub(begun);
+        self.metrics.snapshot_build.observe(took.as_secs_f64());
+        Ok(stored)
+    }
+
+    /// Takes in a leader's snapshot file and verifies all of it; nothing is published yet.
+    pub(crate) async fn receive(
+        self: &Arc<Self>,
+        last: &LogId,
+        mut pieces: BoxStream<'static, Bytes>,
+    ) -> Result<Box<VerifiedImport>, Fault> {
+        let store = self.store.clone();
+        let mut import = self.blocking(move || store.import()).await?;
+        while let Some(piece) = pieces.next().await {
+            import = self.blocking(move || import.write(&piece).map(|()| import)).await?;
+        }
+        let verified = self.blocking(move || import.verify()).await?;
+        self.check_cluster(verified.summary())?;
+        if verified.summary().meta.last != position(last) {
+            let why = format!("announced as of {last}, it is of {:?}", verified.summary().meta.last);
+            return Err(Fault::corrupt("received snapshot", why));
+        }
+        Ok(Box::new(verified))
+    }
+
+    /// Publishes a received snapshot and puts its machine in the place of the present one.
+    pub(crate) async fn install(
+        self: &Arc<Self>,
+        applier: &Arc<Applier>,
+        meta: &Meta,
+        stored: Stored,
+    ) -> Result<(), Fault> {
+        let Stored::Received(import) = stored else {
+            return Err(Fault::Invariant("only a received snapshot can be installed".into()));
+        };
+        applier.flushed.settled().await;
+        let (this, expected, of) = (self.clone(), meta.clone(), applier.clone());
+        self.blocking(move || {
+            let reader = import.read()?;
+            let (machine, local) = this.restore(import.summary().clone(), reader)?;
+            if local.meta != expected {
+                return Err(Fault::corrupt("received snapshot", "it is not what the leader said it is"));
+            }
+            import.publish()?;
+            of.replace(machine);
+            this.published(local);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// A snapshot on its way to the store.
+pub(crate) struct Builder {
+    snapshots: Arc<Snapshots>,
+    applier: Arc<Applier>,
+    work: Option<Work>,
+}
+
+struct Work {
+    image: Image,
+    stored: SnapshotMeta,
+    meta: Meta,
+    /// Bytes of log that the snapshot stands for.
+    log_bytes: u64,
+}
+
+impl Builder {
+    async fn build(&self, work: Work) {
+        let Work { image, stored, meta, log_bytes } = work;
+        let at = stored.last.index;
+        if self.applier.mutant != Some(Mutant::SnapshotAheadOfFlush) {
+            self.applier.flushed.covers(at).await;
+        }
+        let snapshots = self.snapshots.clone();
+        match self.snapshots.blocking(move || snapshots.write(&image, stored)).await {
+            Ok(stored) => self.snapshots.published(Local { meta, stored }),
+            Err(fault) => {
+                // The log is still whole: nothing is lost, and the next attempt comes when it has
+                // grown a little more. For openraft, the snapshot there is remains the newest.
+                tracing::warn!(%fault, at, "snapshot not written");
+                self.applier.log_bytes().fetch_add(log_bytes, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = Stored;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<Types, Stored>, io::Error> {
+        if let Some(work) = self.work.take() {
+            self.build(work).await;
+        }
+        let nothing = Snapshot { meta: Meta::default(), snapshot: Stored::Nothing };
+        Ok(self.snapshots.current().unwrap_or(nothing))
+    }
+}
+
+/// What openraft holds of a snapshot.
+pub(crate) enum Stored {
+    /// In this member's store.
+    Local {
+        id: SnapshotId,
+        snapshots: Arc<Snapshots>,
+    },
+    /// Received whole and verified, not published yet.
+    Received(Box<VerifiedImport>),
+    Nothing,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local { id, .. } => write!(f, "{id:?}"),
+            Self::Received(import) => write!(f, "received {:?}", import.summary().meta.last),
+            Self::Nothing => f.write_str("none"),
+        }
+    }
+}
+
+impl Stored {
+    /// The file's bytes, for sending. At an error they end early, which the receiver finds.
+    pub(crate) fn pieces(self) -> BoxStream<'static, Bytes> {
+        let Self::Local { id, snapshots } = self else { return stream::empty().boxed() };
+        let begin = async move {
+            let store = snapshots.store.clone();
+            let raw = snapshots.blocking(move || store.raw(id)).await;
+            raw.inspect_err(|fault| tracing::warn!(%fault, "snapshot cannot be sent")).ok().map(|raw| (raw, snapshots))
+        };
+        let next = |state: Option<(RawSnapshot, Arc<Snapshots>)>| async move {
+            let (mut raw, snapshots) = state?;
+            let (piece, raw) = snapshots.blocking(move || Ok((raw.next().transpose()?, raw))).await.ok()?;
+            piece.map(|piece| (piece, Some((raw, snapshots))))
+        };
+        stream::once(begin).flat_map(move |state| stream::unfold(state, next)).boxed()
+    }
+}

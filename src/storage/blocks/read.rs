@@ -1,0 +1,210 @@
+//! Reading records: one by its place, or a run of whole revisions. Readers take the state's lock
+//! only to look at the map; engine calls are made without it.
+
+use super::state::{Sealed, State};
+use super::{BlockStore, Shared, engine_key};
+use crate::model::{Fault, Revision};
+use crate::storage::engine::Engine;
+use crate::storage::record::{Block, Place, Record};
+use std::sync::Arc;
+
+/// A walk ends early, after a whole revision, once it holds this many bytes.
+const WALK_BYTES_MAX: usize = 4 << 20;
+
+/// Where the block of some records is.
+pub(super) enum Source {
+    Memory(Arc<Sealed>),
+    Engine(Arc<dyn Engine>),
+}
+
+/// A block of the map, as it was when looked up.
+pub(super) struct Located {
+    pub(super) first: Place,
+    pub(super) last: Place,
+    pub(super) id: u64,
+    pub(super) source: Source,
+}
+
+/// The content of a block.
+pub(super) enum Content {
+    Memory(Arc<Sealed>),
+    Stored(Block),
+}
+
+impl Content {
+    fn find(&self, place: Place) -> Result<Option<Arc<Record>>, Fault> {
+        match self {
+            Self::Memory(sealed) => Ok(find_in(&sealed.records, place)),
+            Self::Stored(block) => Ok(block.find(place)?.map(Arc::new)),
+        }
+    }
+
+    fn records_from(&self, place: Place) -> Result<Vec<Arc<Record>>, Fault> {
+        match self {
+            Self::Memory(sealed) => Ok(sealed.records[start_in(&sealed.records, place)..].to_vec()),
+            Self::Stored(block) => block.records_from(place),
+        }
+    }
+
+    /// Shows every record in order; they may share the block's bytes.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Record)) -> Result<(), Fault> {
+        match self {
+            Self::Memory(sealed) => {
+                for record in &sealed.records {
+                    visit(Record::clone(record));
+                }
+                Ok(())
+            }
+            Self::Stored(block) => block.for_each(visit),
+        }
+    }
+}
+
+impl State {
+    /// The block that begins at `first`.
+    pub(super) fn locate(&self, first: Place) -> Result<Option<Located>, Fault> {
+        let Some(info) = self.blocks.get(&first) else { return Ok(None) };
+        let source = match info.home {
+            None => self.pending.get(&info.id).cloned().map(Source::Memory),
+            Some(number) => self.engine(number).map(Source::Engine),
+        };
+        let source = source.ok_or_else(|| Fault::Invariant(format!("block {first:?} is nowhere")))?;
+        Ok(Some(Located { first, last: info.last, id: info.id, source }))
+    }
+}
+
+impl Shared {
+    /// The content of a located block; `None` if it has been replaced or removed since.
+    pub(super) fn load(&self, located: &Located) -> Result<Option<Content>, Fault> {
+        let engine = match &located.source {
+            Source::Memory(sealed) => return Ok(Some(Content::Memory(Arc::clone(sealed)))),
+            Source::Engine(engine) => engine,
+        };
+        if let Some(block) = self.cache.get(located.id) {
+            return Ok(Some(Content::Stored(block)));
+        }
+        let found = engine.get(&engine_key(located.first))?;
+        // The map is changed before the engine is: if the block is still in the map now, what was
+        // read before is this very block, and it must have been there.
+        let current = self.state.lock().blocks.get(&located.first).is_some_and(|info| info.id == located.id);
+        if !current {
+            return Ok(None);
+        }
+        let bytes = found.ok_or_else(|| {
+            Fault::corrupt("the engine", format!("the block of history at {:?} is missing", located.first))
+        })?;
+        let block = Block::open(bytes)?;
+        if block.first() != located.first {
+            return Err(Fault::corrupt("the engine", format!("another block is stored at {:?}", located.first)));
+        }
+        self.cache.insert(located.id, &block);
+        Ok(Some(Content::Stored(block)))
+    }
+
+    fn get(&self, place: Place) -> Result<Option<Arc<Record>>, Fault> {
+        loop {
+            let located = {
+                let state = self.state.lock();
+                state.usable()?;
+                if state.tail.first().is_some_and(|first| first.place() <= place) {
+                    return Ok(find_in(&state.tail, place));
+                }
+                let Some((first, info)) = state.blocks.range(..=place).next_back() else { return Ok(None) };
+                if info.last < place {
+                    return Ok(None);
+                }
+                state.locate(*first)?
+            };
+            let Some(located) = located else { continue };
+            if let Some(content) = self.load(&located)? {
+                return content.find(place);
+            }
+        }
+    }
+
+    fn walk(&self, from: Revision, max_records: usize) -> Result<Vec<Arc<Record>>, Fault> {
+        let mut walk = Walk { records: Vec::new(), bytes: 0, max_records: max_records.max(1), full: false };
+        let mut next = (from, 0);
+        while !walk.full {
+            let located = {
+                let state = self.state.lock();
+                state.usable()?;
+                match block_from(&state, next) {
+                    Some(first) => state.locate(first)?,
+                    None => {
+                        walk.extend(state.tail[start_in(&state.tail, next)..].iter().cloned());
+                        return Ok(walk.records);
+                    }
+                }
+            };
+            let Some(located) = located else { continue };
+            if let Some(content) = self.load(&located)? {
+                walk.extend(content.records_from(next)?);
+                next = after(located.last);
+            }
+        }
+        Ok(walk.records)
+    }
+}
+
+/// Records gathered up to the bounds, the last revision whole.
+struct Walk {
+    records: Vec<Arc<Record>>,
+    bytes: usize,
+    max_records: usize,
+    full: bool,
+}
+
+impl Walk {
+    fn extend(&mut self, records: impl IntoIterator<Item = Arc<Record>>) {
+        for record in records {
+            let enough = self.records.len() >= self.max_records || self.bytes >= WALK_BYTES_MAX;
+            if enough && self.records.last().is_some_and(|last| last.main != record.main) {
+                self.full = true;
+                return;
+            }
+            self.bytes += record.weight();
+            self.records.push(record);
+        }
+    }
+}
+
+/// The first block that may hold a record at `place` or after it.
+fn block_from(state: &State, place: Place) -> Option<Place> {
+    let holds = state.blocks.range(..=place).next_back().filter(|(_, info)| info.last >= place);
+    holds.or_else(|| state.blocks.range(place..).next()).map(|(first, _)| *first)
+}
+
+pub(super) fn after(place: Place) -> Place {
+    match place.1.checked_add(1) {
+        Some(sub) => (place.0, sub),
+        None => (place.0.saturating_add(1), 0),
+    }
+}
+
+fn start_in(records: &[Arc<Record>], place: Place) -> usize {
+    records.partition_point(|record| record.place() < place)
+}
+
+fn find_in(records: &[Arc<Record>], place: Place) -> Option<Arc<Record>> {
+    records.get(start_in(records, place)).filter(|record| record.place() == place).cloned()
+}
+
+impl BlockStore {
+    /// The record at that place; `None` if there never was one or a trim removed it.
+    ///
+    /// # Errors
+    /// A fault of the engine or of its content, or if the store has failed or is closed.
+    pub fn get(&self, main: Revision, sub: u32) -> Result<Option<Arc<Record>>, Fault> {
+        self.shared.get((main, sub)).inspect_err(|fault| self.shared.fail(fault))
+    }
+
+    /// The records from revision `from` on, in order: about `max_records` of them or 4 MiB, at
+    /// least one revision, and the last revision whole. Empty: there are none from there on.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub fn walk(&self, from: Revision, max_records: usize) -> Result<Vec<Arc<Record>>, Fault> {
+        self.shared.walk(from, max_records).inspect_err(|fault| self.shared.fail(fault))
+    }
+}

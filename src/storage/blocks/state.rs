@@ -1,0 +1,362 @@
+//! What the block store knows in memory: the map of blocks, the tail, what waits for the engine,
+//! and the accounts of what is still needed. Plain data under one lock; no engine call is made here.
+
+use super::BlockStats;
+use super::rewrite::Progress;
+use crate::model::{Fault, Revision, limits};
+use crate::storage::engine::Engine;
+use crate::storage::record::{Place, Record};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// One of the engines of a store's life: a rewrite or a reset begins the next.
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    pub(super) number: u64,
+    pub(super) engine: Arc<dyn Engine>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct BlockInfo {
+    /// Never used twice: tells a block from another that later begins at the same place.
+    pub(super) id: u64,
+    pub(super) last: Place,
+    pub(super) records: u32,
+    pub(super) live_records: u32,
+    pub(super) bytes: u64,
+    /// Exact when the block was written or last examined.
+    pub(super) live_bytes: u64,
+    /// Records that died since, of sizes unknown but for this bound.
+    pub(super) dead_since: u32,
+    pub(super) largest: u64,
+    /// The number of the engine that has it; `None` while it is pending.
+    pub(super) home: Option<u64>,
+}
+
+impl BlockInfo {
+    /// The least that may still be needed of it.
+    pub(super) fn live_bytes_min(&self) -> u64 {
+        self.live_bytes.saturating_sub(u64::from(self.dead_since) * self.largest)
+    }
+
+    fn may_be_sparse(&self) -> bool {
+        self.live_bytes_min() * 2 < self.bytes
+    }
+}
+
+/// A block on its way to the engine.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) id: u64,
+    pub(super) records: Vec<Arc<Record>>,
+    pub(super) weight: usize,
+}
+
+impl Sealed {
+    pub(super) fn first(&self) -> Option<Place> {
+        self.records.first().map(|record| record.place())
+    }
+}
+
+/// Changes that reach the engine in one commit.
+#[derive(Debug, Default)]
+pub(super) struct Job {
+    pub(super) removes: Vec<Place>,
+    pub(super) puts: Vec<Arc<Sealed>>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) home: Home,
+    /// Under way: the engine that shall replace `home`. All writes go to it.
+    pub(super) rewrite: Option<Progress>,
+    pub(super) rewrites: u64,
+    /// Replaced engines that readers may still use; the writer drops them.
+    pub(super) retired: Vec<Home>,
+    pub(super) blocks: BTreeMap<Place, BlockInfo>,
+    pub(super) pending: BTreeMap<u64, Arc<Sealed>>,
+    pub(super) pending_bytes: usize,
+    pub(super) queue: VecDeque<Job>,
+    /// Jobs that the writer has taken and not finished.
+    pub(super) writing: bool,
+    pub(super) tail: Vec<Arc<Record>>,
+    tail_bytes: usize,
+    tail_dead: u32,
+    last: Option<Place>,
+    pub(super) pins: BTreeMap<Revision, usize>,
+    /// Blocks of which nothing is needed; of which less than half may be needed.
+    pub(super) empty: BTreeSet<Place>,
+    pub(super) sparse: BTreeSet<Place>,
+    /// Trims have examined every block that begins below this place.
+    pub(super) cursor: Place,
+    totals: Totals,
+    pub(super) churn_bytes: u64,
+    next_id: u64,
+    /// Rises with every reset: what was begun before it is void.
+    pub(super) epoch: u64,
+    pub(super) failed: Option<Fault>,
+    pub(super) closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Totals {
+    records: u64,
+    live_records: u64,
+    bytes: u64,
+    live_bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, info: &BlockInfo) {
+        self.records += u64::from(info.records);
+        self.live_records += u64::from(info.live_records);
+        self.bytes += info.bytes;
+        self.live_bytes += live_estimate(info);
+    }
+
+    fn subtract(&mut self, info: &BlockInfo) {
+        self.records -= u64::from(info.records);
+        self.live_records -= u64::from(info.live_records);
+        self.bytes -= info.bytes;
+        self.live_bytes -= live_estimate(info);
+    }
+}
+
+/// By the share of records that live, for lack of the dead ones' sizes.
+fn live_estimate(info: &BlockInfo) -> u64 {
+    let then = u64::from(info.live_records) + u64::from(info.dead_since);
+    (info.live_bytes * u64::from(info.live_records)).checked_div(then).unwrap_or(0)
+}
+
+impl State {
+    pub(super) fn new(engine: Arc<dyn Engine>) -> Self {
+        Self {
+            home: Home { number: 1, engine },
+            rewrite: None,
+            rewrites: 0,
+            retired: Vec::new(),
+            blocks: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            queue: VecDeque::new(),
+            writing: false,
+            tail: Vec::new(),
+            tail_bytes: 0,
+            tail_dead: 0,
+            last: None,
+            pins: BTreeMap::new(),
+            empty: BTreeSet::new(),
+            sparse: BTreeSet::new(),
+            cursor: (Revision::MIN, 0),
+            totals: Totals::default(),
+            churn_bytes: 0,
+            next_id: 1,
+            epoch: 0,
+            failed: None,
+            closed: false,
+        }
+    }
+
+    pub(super) fn reset(&mut self, engine: Arc<dyn Engine>) {
+        let number = self.next_number();
+        let mut fresh = Self::new(engine);
+        fresh.home.number = number;
+        fresh.pins = std::mem::take(&mut self.pins);
+        fresh.retired = std::mem::take(&mut self.retired);
+        fresh.retired.push(self.home.clone());
+        fresh.retired.extend(self.rewrite.take().map(|rewrite| rewrite.to));
+        fresh.next_id = self.next_id;
+        fresh.epoch = self.epoch + 1;
+        fresh.rewrites = self.rewrites;
+        fresh.failed = self.failed.take();
+        fresh.closed = self.closed;
+        // The writer may be in the middle of jobs of the old epoch; it says itself when it is done.
+        fresh.writing = self.writing;
+        *self = fresh;
+    }
+
+    pub(super) fn usable(&self) -> Result<(), Fault> {
+        match &self.failed {
+            Some(fault) => Err(fault.clone()),
+            None if self.closed => Err(Fault::Invariant("the block store is closed".into())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.queue.is_empty() && !self.writing && self.rewrite.is_none()
+    }
+
+    pub(super) fn append(&mut self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
+        let mut last = self.last;
+        for record in &records {
+            if last.is_some_and(|last| last >= record.place()) {
+                return Err(Fault::Invariant(format!("record {:?} appended after {last:?}", record.place())));
+            }
+            last = Some(record.place());
+        }
+        self.last = last;
+        for record in records {
+            let weight = record.weight();
+            if self.tail_bytes + weight > limits::BLOCK_BYTES_TARGET {
+                self.seal_tail();
+            }
+            self.tail_bytes += weight;
+            self.tail.push(record);
+        }
+        if self.tail_bytes >= limits::BLOCK_BYTES_TARGET {
+            self.seal_tail();
+        }
+        Ok(())
+    }
+
+    fn seal_tail(&mut self) {
+        let records = std::mem::take(&mut self.tail);
+        let dead = std::mem::take(&mut self.tail_dead);
+        self.tail_bytes = 0;
+        let Some(sealed) = self.seal(records) else { return };
+        let first = sealed.first();
+        self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
+        if let Some(first) = first {
+            self.kill(first, dead);
+        }
+    }
+
+    /// Enters a block into the map and among the pending ones; the caller queues it for the engine.
+    pub(super) fn seal(&mut self, records: Vec<Arc<Record>>) -> Option<Arc<Sealed>> {
+        let (first, last) = (records.first()?.place(), records.last()?.place());
+        let weights = records.iter().map(|record| record.weight());
+        let (weight, largest) = weights.fold((0, 0), |(sum, max), weight| (sum + weight, weight.max(max)));
+        let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+        let bytes = u64::try_from(weight).unwrap_or(u64::MAX);
+        let id = self.next_id;
+        self.next_id += 1;
+        let info = BlockInfo {
+            id,
+            last,
+            records: count,
+            live_records: count,
+            bytes,
+            live_bytes: bytes,
+            dead_since: 0,
+            largest: u64::try_from(largest).unwrap_or(u64::MAX),
+            home: None,
+        };
+        self.totals.add(&info);
+        self.blocks.insert(first, info);
+        let weight = weight + records.len() * size_of::<Record>();
+        let sealed = Arc::new(Sealed { id, records, weight });
+        self.pending.insert(id, Arc::clone(&sealed));
+        self.pending_bytes += weight;
+        Some(sealed)
+    }
+
+    /// Takes a block out of the map; the caller queues its removal from the engine.
+    pub(super) fn forget(&mut self, first: Place) {
+        if let Some(info) = self.blocks.remove(&first) {
+            self.totals.subtract(&info);
+            self.churn_bytes += info.bytes;
+        }
+        self.empty.remove(&first);
+        self.sparse.remove(&first);
+    }
+
+    pub(super) fn note_dead(&mut self, place: Place) {
+        if self.tail.first().is_some_and(|first| first.place() <= place) {
+            self.tail_dead += 1;
+            return;
+        }
+        let block = self.blocks.range(..=place).next_back();
+        if let Some(first) = block.filter(|(_, info)| info.last >= place).map(|(first, _)| *first) {
+            self.kill(first, 1);
+        }
+    }
+
+    fn kill(&mut self, first: Place, count: u32) {
+        self.change(first, |info| {
+            let count = count.min(info.live_records);
+            info.live_records -= count;
+            info.dead_since += count;
+        });
+    }
+
+    /// What an examination found still needed in a block.
+    pub(super) fn set_live(&mut self, first: Place, id: u64, records: u32, bytes: u64, largest: u64) {
+        if self.blocks.get(&first).is_some_and(|info| info.id == id) {
+            self.change(first, |info| {
+                info.live_records = records;
+                info.live_bytes = bytes;
+                info.dead_since = 0;
+                info.largest = largest;
+            });
+        }
+    }
+
+    fn change(&mut self, first: Place, change: impl FnOnce(&mut BlockInfo)) {
+        let Some(info) = self.blocks.get_mut(&first) else { return };
+        self.totals.subtract(info);
+        change(info);
+        self.totals.add(info);
+        let (is_empty, is_sparse) = (info.live_records == 0, info.may_be_sparse());
+        set_member(&mut self.empty, first, is_empty);
+        set_member(&mut self.sparse, first, is_sparse && !is_empty);
+    }
+
+    /// A commit has put these blocks into the engine of that number.
+    pub(super) fn written(&mut self, sealed: &[Arc<Sealed>], number: u64) {
+        for block in sealed {
+            if self.pending.remove(&block.id).is_some() {
+                self.pending_bytes = self.pending_bytes.saturating_sub(block.weight);
+            }
+            if let Some(info) = block.first().and_then(|first| self.blocks.get_mut(&first))
+                && info.id == block.id
+            {
+                info.home = Some(number);
+                self.churn_bytes += info.bytes;
+            }
+        }
+    }
+
+    pub(super) fn engine(&self, number: u64) -> Option<Arc<dyn Engine>> {
+        let next = self.rewrite.as_ref().map(|rewrite| &rewrite.to);
+        let home = [Some(&self.home), next].into_iter().flatten().find(|home| home.number == number);
+        home.map(|home| Arc::clone(&home.engine))
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.rewrite.as_ref().map_or(self.home.number, |rewrite| rewrite.to.number) + 1
+    }
+
+    pub(super) fn pinned_up_to(&self) -> Option<Revision> {
+        self.pins.last_key_value().map(|(main, _)| *main)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.totals.bytes
+    }
+
+    pub(super) fn stats(&self) -> BlockStats {
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        BlockStats {
+            blocks: count(self.blocks.len()),
+            records: self.totals.records,
+            live_records: self.totals.live_records,
+            bytes: self.totals.bytes,
+            live_bytes: self.totals.live_bytes,
+            tail_records: count(self.tail.len()),
+            tail_bytes: count(self.tail_bytes),
+            pending_bytes: count(self.pending_bytes),
+            pins: count(self.pins.values().sum()),
+            rewrites: self.rewrites,
+            rewriting: self.rewrite.is_some(),
+        }
+    }
+}
+
+fn set_member(set: &mut BTreeSet<Place>, place: Place, member: bool) {
+    if member {
+        set.insert(place);
+    } else {
+        set.remove(&place);
+    }
+}
