@@ -14,9 +14,9 @@ use bytes::Bytes;
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
+use sync_wrapper::SyncWrapper;
 
 /// Room for a small answer's own bytes in the budget, whatever its body.
 const ANSWER_BYTES: usize = 512;
@@ -25,8 +25,8 @@ const ANSWER_BYTES: usize = 512;
 pub(crate) struct Call {
     pub(crate) state: Arc<State>,
     pub(crate) parts: Parts,
-    /// Never locked: the mutex only makes a call shareable, which axum's body is not.
-    pub(crate) body: Mutex<Option<axum::body::Body>>,
+    /// axum's body is not `Sync`, and handlers hold a `&Call` while they wait.
+    pub(crate) body: Option<SyncWrapper<axum::body::Body>>,
     pub(crate) operation: Operation,
     /// Where `{key}` begins in the path.
     pub(crate) rest: usize,

@@ -14,10 +14,10 @@ use futures_util::FutureExt;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
-use parking_lot::Mutex;
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use sync_wrapper::SyncWrapper;
 
 pub(crate) const TENURE_REVISION: HeaderName = HeaderName::from_static("tenure-revision");
 const TENURE_SERVED_BY: HeaderName = HeaderName::from_static("tenure-served-by");
@@ -51,7 +51,7 @@ async fn handle(state: Arc<State>, found: Found, request: Request) -> Response {
             let call = Call {
                 state: Arc::clone(&state),
                 parts,
-                body: Mutex::new(Some(body)),
+                body: Some(SyncWrapper::new(body)),
                 operation,
                 rest,
                 request_id: request_id.clone(),

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use std::time::Duration;
+use sync_wrapper::SyncWrapper;
 
 /// A body of unknown length is admitted in steps of this size, as it arrives.
 const STEP_BYTES: usize = 64 << 10;
@@ -69,7 +70,11 @@ impl Reader {
         if announced.is_some_and(|length| length.to_str().ok().and_then(|text| text.parse::<u64>().ok()).is_none()) {
             return Err(Problem::body("Content-Length is not a number of bytes"));
         }
-        Ok(Self { body: call.body.get_mut().take(), received: 0, since: call.state.clock.monotonic() })
+        Ok(Self {
+            body: call.body.take().map(SyncWrapper::into_inner),
+            received: 0,
+            since: call.state.clock.monotonic(),
+        })
     }
 
     pub(crate) fn announced(&self) -> Option<u64> {

@@ -32,6 +32,9 @@ pub(super) enum CliError {
     Config(#[from] ConfigError),
     #[error("{message}")]
     Failed { message: String, hint: Option<String>, code: u8 },
+    /// A failure with better advice than its own.
+    #[error("{error}")]
+    Advised { error: Box<CliError>, hint: String },
     /// Whoever read our output has seen enough.
     #[error("standard output was closed")]
     PipeClosed,
@@ -47,6 +50,10 @@ impl CliError {
 
     pub(super) fn io(context: &str, error: &std::io::Error) -> Self {
         Self::other(format!("{context}: {error}"))
+    }
+
+    pub(super) fn advised(self, hint: String) -> Self {
+        Self::Advised { error: Box::new(self), hint }
     }
 
     /// For what is written to standard output.
@@ -73,6 +80,7 @@ impl CliError {
             Self::Usage(_) => USAGE,
             Self::Config(_) => OTHER,
             Self::Failed { code, .. } | Self::Told(code) => *code,
+            Self::Advised { error, .. } => error.exit_code(),
             Self::PipeClosed => DONE,
         }
     }
@@ -80,6 +88,7 @@ impl CliError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Failed { hint, .. } => hint.clone(),
+            Self::Advised { hint, .. } => Some(hint.clone()),
             Self::Client(error) => match (error, error.kind()) {
                 (client::Error::Refused(problem), _) if problem.hint.is_some() => problem.hint.clone(),
                 (client::Error::Unreachable { .. }, _) => Some(
@@ -98,6 +107,9 @@ impl CliError {
 
     /// The problem document, or one in its likeness for failures that no member told us of.
     fn document(&self) -> String {
+        if let Self::Advised { error, .. } = self {
+            return error.document();
+        }
         if let Self::Client(client::Error::Refused(problem)) = self
             && !problem.code.is_empty()
         {
@@ -115,7 +127,7 @@ impl CliError {
             },
             Self::Usage(_) => ("usage", "no"),
             Self::Config(_) => ("config", "no"),
-            Self::Failed { .. } | Self::PipeClosed | Self::Told(_) => ("failed", "no"),
+            Self::Failed { .. } | Self::Advised { .. } | Self::PipeClosed | Self::Told(_) => ("failed", "no"),
         };
         let mut document = json!({
             "type": format!("urn:tenure:problem:{code}"),

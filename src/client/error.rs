@@ -146,9 +146,30 @@ impl Problem {
         problem
     }
 
+    /// The problem that a stream ends with once its head is sent.
+    pub(super) fn from_line(line: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            r#type: String,
+            problem: Option<Value>,
+        }
+        // Lines are many: only what looks like a problem is parsed.
+        if !line.windows(9).any(|window| window == b"\"problem\"") {
+            return None;
+        }
+        let parsed: Line = serde_json::from_slice(line).ok()?;
+        if parsed.r#type != "problem" {
+            return None;
+        }
+        let document = parsed.problem.map_or_else(|| line.to_vec(), |problem| problem.to_string().into_bytes());
+        let status = serde_json::from_slice::<Value>(&document).ok().and_then(|value| value.get("status")?.as_u64());
+        Some(Self::decode(status.and_then(|status| u16::try_from(status).ok()).unwrap_or(500), &document))
+    }
+
     #[must_use]
     pub fn kind(&self) -> Kind {
-        if self.applied == Some(Applied::Unknown) {
+        // A refusal is certain even where parts of the request were carried out before it.
+        if self.applied == Some(Applied::Unknown) && self.status >= 500 {
             return Kind::OutcomeUnknown;
         }
         match (self.code.as_str(), self.status) {
@@ -187,6 +208,7 @@ mod tests {
             (412, r#"{"code":"txn-not-succeeded"}"#, Kind::ConditionFailed),
             (412, r#"{"code":"fenced"}"#, Kind::ConditionFailed),
             (409, r#"{"code":"key-exists"}"#, Kind::ConditionFailed),
+            (409, r#"{"code":"key-exists","applied":"unknown"}"#, Kind::ConditionFailed),
             (409, r#"{"code":"out-of-range"}"#, Kind::Held),
             (409, r#"{"code":"lock-held"}"#, Kind::Held),
             (409, r#"{"code":"not-a-counter"}"#, Kind::Other),
@@ -221,6 +243,15 @@ mod tests {
         assert!(!silent.may_go_elsewhere(false) && silent.may_go_elsewhere(true));
         let lost = Error::Lost { endpoint: String::new(), message: String::new() };
         assert!(!lost.may_go_elsewhere(false));
+    }
+
+    #[test]
+    fn the_last_line_of_a_stream_may_be_a_problem() {
+        let line = br#"{"type":"problem","problem":{"code":"compacted","status":410,"detail":"revision 3 is gone"}}"#;
+        let problem = Problem::from_line(line).unwrap();
+        assert_eq!((problem.kind(), problem.summary().as_str()), (Kind::Compacted, "revision 3 is gone"));
+        assert!(Problem::from_line(br#"{"key":"problem","value":"\"type\":\"problem\""}"#).is_none());
+        assert!(Problem::from_line(br#"{"type":"put","key":"k","value":"problem"}"#).is_none());
     }
 
     #[test]

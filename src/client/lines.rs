@@ -1,6 +1,6 @@
 //! Newline-delimited JSON from a stream of chunks, one bounded line at a time.
 
-use super::{Error, Stream};
+use super::{Error, Problem, Stream};
 use bytes::{Bytes, BytesMut};
 
 /// The longest line: an entry of the largest request, in base64 and with its names.
@@ -20,9 +20,17 @@ impl Lines {
         Self { stream, buffer: BytesMut::new(), searched: 0, ended: false }
     }
 
-    /// The next line without its newline; empty lines are skipped. `None` at a clean end: one that
-    /// breaks off is an error, so that half a listing is never taken for all of it.
+    /// The next line without its newline; empty lines are skipped. `None` at a clean end: a stream that
+    /// breaks off, or ends with a problem, is an error, so that half a listing is never taken for all of it.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let line = self.next_line().await?;
+        match line.as_deref().and_then(Problem::from_line) {
+            Some(problem) => Err(Error::Refused(Box::new(problem))),
+            None => Ok(line),
+        }
+    }
+
+    async fn next_line(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(at) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let end = self.searched + at;

@@ -29,6 +29,12 @@ pub const ADMISSION_BYTES_DEFAULT: u64 = 256 << 20;
 pub const LOG_CACHE_BYTES: usize = 64 << 20;
 /// A segment of the write-ahead log.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Log records queued or being written; a further append waits for the disk.
+pub const WAL_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// One record of the log; a longer one is a fault of the caller.
+pub const WAL_RECORD_BYTES_MAX: usize = 64 << 20;
+/// How long the log must be idle before its writer marks the end as durable.
+pub const WAL_IDLE_MARK_MS: u64 = 200;
 /// Newest values kept in memory; others are read from the store.
 pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
 /// History written but not yet in the engine; apply waits for the engine.

@@ -43,6 +43,8 @@ pub struct ListPage {
     pub count: Option<u64>,
     /// Where the next page resumes; `None` at the end.
     pub next: Option<Bytes>,
+    /// There is more than this page holds (with `next`, unless the order cannot resume).
+    pub more: bool,
     /// The revision the page was read at.
     pub revision: Revision,
 }

@@ -15,7 +15,7 @@ mod stores;
 
 use crate::api;
 use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
-use crate::machine::MachineOptions;
+use crate::machine;
 use crate::model::{Caller, Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
@@ -129,7 +129,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         recovered: stores.recovered,
         snapshots: stores.snapshots,
         new_store: stores.new_store,
-        machine: MachineOptions { value_cache_bytes: config.value_cache_bytes, ..MachineOptions::default() },
+        machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
         transport: Arc::new(NoPeers),
         publisher: Arc::new(Watchers(hub.clone())),
         clock: clock.clone(),
@@ -241,7 +241,7 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
 fn shown(config: &Checked) -> serde_json::Value {
     let setting = |setting: &config::ShownSetting| {
         let value = serde_json::json!({ "value": setting.value, "source": setting.source.to_string() });
-        (setting.key.to_owned(), value)
+        (setting.name.to_owned(), value)
     };
     serde_json::Value::Object(config.shown.iter().map(setting).collect())
 }

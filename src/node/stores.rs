@@ -4,7 +4,7 @@ use super::config::Checked;
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
-use crate::model::{Fault, Revision, RevisionEvents, limits};
+use crate::model::{Failure, Fault, Rejection, Revision, RevisionEvents, limits};
 use crate::raft::{Consensus, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rewrite};
 use crate::storage::engine::Engine;
@@ -114,12 +114,18 @@ impl History for LateHistory {
     }
 
     fn compacted_revision(&self) -> Revision {
-        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision())
+        // The hub asks for the first revision whose events are whole.
+        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision() + 1)
     }
 
     fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
         match self.0.get() {
-            Some(consensus) => consensus.reader().view().events(from, max_records),
+            // A revision compacted meanwhile is what `compacted_revision` then tells.
+            Some(consensus) => match consensus.reader().view().events(from, max_records) {
+                Ok(revisions) => Ok(revisions),
+                Err(Failure::Rejected(Rejection::Compacted { .. })) => Ok(Vec::new()),
+                Err(failure) => Err(Fault::Invariant(format!("reading history: {failure}"))),
+            },
             None => Ok(Vec::new()),
         }
     }

@@ -14,7 +14,7 @@ use super::snapshots::{self, Snapshots};
 use super::types::{LogBatch, Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
-use crate::machine::{Machine, MachineOptions, Outcome, Reader};
+use crate::machine::{self, Machine, Outcome, Reader};
 use crate::model::{Failure, Fault, LogPosition, Proposal, Why};
 use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
@@ -76,7 +76,7 @@ pub struct Parts {
     pub recovered: Recovered,
     pub snapshots: SnapshotStore,
     pub new_store: NewStore,
-    pub machine: MachineOptions,
+    pub machine: machine::Options,
     pub transport: Arc<dyn Transport>,
     pub publisher: Arc<dyn Publisher>,
     pub clock: Arc<dyn Clock>,

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_steps_still_reach_the_wall_clock() {
+    fn many_small_steps_round_nothing_away() {
         let clock = ManualClock::new(1_000_000);
         let mut log = LogClock::default();
         stamp(&mut log, &clock, 1, 0);

@@ -11,7 +11,7 @@ use super::consensus::{Core, NewStore, Options};
 use super::network::Meta;
 use super::types::{LogId, MemberId, Types, log_id, position};
 use crate::env::{Clock, TaskSet};
-use crate::machine::{Image, Machine, MachineOptions};
+use crate::machine::{self, Image, Machine};
 use crate::model::{Failure, Fault, LogPosition, Why, codec};
 use crate::storage::mutant::Mutant;
 use crate::storage::snapshot::{
@@ -39,7 +39,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How an empty machine is made.
 pub(crate) struct Restorer {
     pub(crate) new_store: NewStore,
-    pub(crate) machine: MachineOptions,
+    pub(crate) machine: machine::Options,
 }
 
 pub(crate) struct Snapshots {
@@ -113,7 +113,7 @@ impl Snapshots {
                     this.published(local);
                     Ok((machine, builder != this.id))
                 }
-                None => Ok((Machine::new((this.restorer.new_store)()?, this.restorer.machine.clone()), false)),
+                None => Ok((Machine::new((this.restorer.new_store)()?, &this.restorer.machine), false)),
             }
         })
         .await
@@ -121,7 +121,7 @@ impl Snapshots {
 
     fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Machine, Local), Fault> {
         self.check_cluster(&stored)?;
-        let machine = Machine::restore((self.restorer.new_store)()?, self.restorer.machine.clone(), reader)?;
+        let machine = Machine::restore((self.restorer.new_store)()?, &self.restorer.machine, reader)?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));

@@ -113,7 +113,6 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        crate::machine::validate(&txn)?;
         if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
             return Err(Rejection::DiskFull.into());
         }
@@ -136,7 +135,9 @@ impl Service {
         let revision = match target {
             CompactTarget::Revision(revision) => revision,
             CompactTarget::KeepRevisions(keep) => current.saturating_sub(keep),
-            CompactTarget::KeepAge(age) => view.revision_before(millis(age)).unwrap_or(compacted),
+            CompactTarget::KeepAge(age) => {
+                view.revision_at(view.now_ms().saturating_sub(millis(age))).unwrap_or(compacted)
+            }
         };
         // Keeping more than there is asks for nothing; only an explicit revision can be wrong.
         if revision <= compacted && !matches!(target, CompactTarget::Revision(_)) {
@@ -166,6 +167,7 @@ impl Service {
         if self.stopping().is_cancelled() {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
+        crate::machine::validate(&command)?;
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
         let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
         let reply = outcome.result?;
@@ -221,7 +223,7 @@ impl Service {
             revision: view.revision(),
             compacted_revision: view.compacted_revision(),
             db_bytes: self.inner.disk_bytes.load(Ordering::Relaxed),
-            db_bytes_in_use: stats.live_bytes + stats.retained_bytes,
+            db_bytes_in_use: stats.used_bytes,
             quota_bytes: stats.quota_bytes,
             keys: stats.keys,
             leases: stats.leases,
@@ -233,7 +235,7 @@ impl Service {
 
     fn alarms(&self) -> Vec<&'static str> {
         let stats = self.newest().stats();
-        let full = stats.live_bytes + stats.retained_bytes >= stats.quota_bytes;
+        let full = stats.used_bytes >= stats.quota_bytes;
         let mut alarms = Vec::new();
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");

@@ -1,7 +1,7 @@
 //! Reads: a barrier or none, then one immutable view.
 
-use super::{Answer, Consistency, Context, HashReply, Header, ReadOptions, Service, WaitOp, fault, millis, timed_out};
-use crate::machine::{ReadError, View};
+use super::{Answer, Consistency, Context, HashReply, Header, ReadOptions, Service, WaitOp, millis, timed_out};
+use crate::machine::View;
 use crate::model::{
     Failure, HistoryOp, HistoryPage, KeyRange, ListOp, ListPage, RangeOp, RangeReply, Rejection, Revision, Why,
 };
@@ -16,14 +16,14 @@ impl Service {
         range: RangeOp,
     ) -> Result<Answer<RangeReply>, Failure> {
         let (header, view) = self.view(context, read).await?;
-        let body = view.range(&context.caller, &range).map_err(read_failure)?;
+        let body = view.range(&context.caller, &range)?;
         Ok(self.answer(header, body, false))
     }
 
     /// One page of a listing (REST's list, NDJSON listings and export page through this).
     pub async fn list(&self, context: &Context, read: ReadOptions, list: ListOp) -> Result<Answer<ListPage>, Failure> {
         let (header, view) = self.view(context, read).await?;
-        let body = view.list(&context.caller, &list).map_err(read_failure)?;
+        let body = view.list(&context.caller, &list)?;
         Ok(self.answer(header, body, false))
     }
 
@@ -35,7 +35,7 @@ impl Service {
         request: HistoryOp,
     ) -> Result<Answer<Option<HistoryPage>>, Failure> {
         let (header, view) = self.view(context, read).await?;
-        let body = view.history(&context.caller, &request).map_err(read_failure)?;
+        let body = view.history(&context.caller, &request)?;
         Ok(self.answer(header, body, false))
     }
 
@@ -54,7 +54,7 @@ impl Service {
         let over = tokio::time::sleep(wait.wait);
         tokio::pin!(over);
         loop {
-            let body = view.range(&context.caller, &range).map_err(read_failure)?;
+            let body = view.range(&context.caller, &range)?;
             let unchanged = body.kvs.first().map(|kv| kv.mod_revision) == wait.known;
             if !unchanged || over.is_elapsed() {
                 return Ok(self.answer(header, body, false));
@@ -137,12 +137,5 @@ impl Service {
             },
             () = self.stopping().cancelled() => Err(timed_out(Why::ShuttingDown)),
         }
-    }
-}
-
-pub(super) fn read_failure(error: ReadError) -> Failure {
-    match error {
-        ReadError::Rejected(rejection) => Failure::Rejected(rejection),
-        ReadError::Fault(problem) => fault(&problem),
     }
 }

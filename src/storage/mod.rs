@@ -11,9 +11,13 @@ pub mod engine;
 #[cfg(test)]
 mod engine_suite;
 pub mod memory;
+pub mod mutant;
+pub mod realdisk;
 pub mod record;
+pub mod simdisk;
 pub mod sled;
 pub mod snapshot;
+pub mod wal;
 pub mod watched;
 
 use crate::model::Fault;

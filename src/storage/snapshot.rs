@@ -121,7 +121,7 @@ impl SnapshotStore {
     pub fn open(disk: Arc<dyn Disk>, dir: impl Into<PathBuf>) -> Result<Self, Fault> {
         let dir = dir.into();
         disk.create_dir_all(&dir).map_err(|error| Fault::io("make the snapshot directory", &error))?;
-        if let Some(parent) = dir.parent() {
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             disk.sync_dir(parent).map_err(|error| Fault::io("flush the data directory", &error))?;
         }
         let inner = Inner { disk, dir, state: Mutex::default() };

@@ -14,16 +14,18 @@
 mod campaign;
 mod check;
 mod crash;
+mod damage;
 mod disk;
 mod fuzz;
 mod http;
-mod identity;
 mod linear;
 mod mount;
 mod op;
 mod powercut;
+mod refusal;
 mod self_test;
 mod server;
+mod strace;
 mod workload;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

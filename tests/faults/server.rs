@@ -46,8 +46,9 @@ impl Setup {
         std::fs::read(&self.output).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// Starts the output anew. The member appends, so a running one goes on at the new beginning.
     pub(crate) fn forget_output(&self) {
-        let _absent_is_fine = std::fs::remove_file(&self.output);
+        File::create(&self.output).expect("the output file");
     }
 
     fn tail(&self) -> String {
@@ -110,10 +111,6 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn setup(&self) -> &Setup {
-        &self.setup
-    }
-
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -185,5 +182,27 @@ impl Drop for Server {
             let _already_gone = self.child.kill();
             let _already_gone = self.child.wait();
         }
+    }
+}
+
+/// Puts numbered keys one by one and returns what was acknowledged: key, value and revision.
+pub(crate) fn put_some(client: &mut Client, name: &str, count: usize, bytes: usize) -> Vec<(String, String, i64)> {
+    let put = |number: usize| {
+        let (key, value) = (format!("{name}/{number}"), format!("{number}{}", "-".repeat(bytes)));
+        let answer = client.request("PUT", &format!("/v1/kv/{key}"), &[], value.as_bytes()).expect("an answer");
+        assert!(answer.status < 300, "status {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+        let revision = answer.json()["revision"].as_i64().expect("a revision");
+        (key, value, revision)
+    };
+    (0..count).map(put).collect()
+}
+
+/// Every one of these is there, as it was acknowledged.
+pub(crate) fn expect_all(client: &mut Client, acknowledged: &[(String, String, i64)]) {
+    for (key, value, revision) in acknowledged {
+        let answer = client.get(&format!("/v1/kv/{key}")).expect("an answer");
+        assert_eq!(answer.status, 200, "VIOLATION: {key} of revision {revision} is lost");
+        assert!(answer.body == value.as_bytes(), "VIOLATION: {key} of revision {revision} has another value");
+        assert_eq!(answer.header("etag"), Some(format!("\"{revision}\"").as_str()), "VIOLATION: {key}'s revision");
     }
 }

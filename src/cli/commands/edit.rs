@@ -2,7 +2,7 @@
 
 use super::history::diff;
 use crate::cli::args::Edit;
-use crate::cli::exit::{CONDITION_FAILED, CliError};
+use crate::cli::exit::CliError;
 use crate::cli::output::{Mode, shown};
 use crate::cli::session::{Session, note};
 use crate::client::{self, Body, Entry, Kind, Method, Request};
@@ -46,8 +46,12 @@ pub(in crate::cli) async fn edit(session: &mut Session, args: &Edit) -> Result<(
     let mut base = read(session, key).await?;
     let file = Scratch::create(key, base.content_type.as_deref(), &base.value)?;
     loop {
-        run_editor(&file.path)?;
+        let outcome = run_editor(&file.path);
         let edited = std::fs::read(&file.path).map_err(|error| CliError::io("the edited file", &error))?;
+        if let Err(message) = outcome {
+            let error = CliError::other(message);
+            return Err(if edited == base.value { file.remove().err().unwrap_or(error) } else { kept(error, &file) });
+        }
         if edited == base.value {
             note("not changed");
             return file.remove();
@@ -80,12 +84,7 @@ pub(in crate::cli) async fn edit(session: &mut Session, args: &Edit) -> Result<(
 
 /// Work is never thrown away with an error: the file stays and is named.
 fn kept(error: CliError, file: &Scratch) -> CliError {
-    let code = error.exit_code();
-    CliError::Failed {
-        message: error.to_string(),
-        hint: Some(format!("your text is kept in {}", file.path.display())),
-        code: if code == 0 { CONDITION_FAILED } else { code },
-    }
+    error.advised(format!("your text is kept in {}", file.path.display()))
 }
 
 async fn read(session: &mut Session, key: &[u8]) -> Result<Base, CliError> {
@@ -139,20 +138,15 @@ fn ask() -> Result<Choice, CliError> {
 }
 
 /// `$VISUAL` or `$EDITOR` may hold arguments, so a shell splits it; the file is passed on as an argument.
-fn run_editor(file: &Path) -> Result<(), CliError> {
+fn run_editor(file: &Path) -> Result<(), String> {
     let chosen = ["VISUAL", "EDITOR"].into_iter().filter_map(std::env::var_os).find(|editor| !editor.is_empty());
     let editor = chosen.unwrap_or_else(|| OsString::from("vi"));
     let mut script = editor.clone();
     script.push(" \"$@\"");
-    let status = Command::new("sh").arg("-c").arg(script).arg("sh").arg(file).status();
-    let status = status.map_err(|error| CliError::io("sh", &error))?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(CliError::Failed {
-            message: format!("the editor {} ended with {status}; nothing was saved", editor.to_string_lossy()),
-            hint: Some(format!("your text is kept in {}", file.display())),
-            code: super::super::exit::OTHER,
-        }),
+    match Command::new("sh").arg("-c").arg(script).arg("sh").arg(file).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("the editor {} ended with {status}; nothing was saved", editor.to_string_lossy())),
+        Err(error) => Err(format!("sh: {error}")),
     }
 }
 

@@ -6,8 +6,8 @@ use crate::cli::output::{Mode, Out, shown};
 use crate::cli::session::Session;
 use crate::client::{BytesForm, Method, Request};
 use owo_colors::Style;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
 
 const PAGE_MAX: u64 = 1000;
@@ -21,6 +21,15 @@ struct HistoryPage {
     #[serde(default)]
     more: bool,
     next_before: Option<i64>,
+}
+
+/// As many versions as were asked for, in the shape of one page.
+#[derive(Debug, Serialize)]
+struct Document {
+    revision: i64,
+    compacted_before: i64,
+    items: Vec<Value>,
+    more: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,11 +84,12 @@ pub(in crate::cli) async fn history(session: &mut Session, args: &History) -> Re
     items.truncate(usize::try_from(args.limit).unwrap_or(usize::MAX));
     match mode {
         Mode::Ndjson => items.iter().try_for_each(|item| session.out.json_line(item)),
-        _ => session.out.json(&json!({
-            "revision": page.revision,
-            "compacted_before": page.compacted_before,
-            "items": items,
-        })),
+        _ => session.out.json(&Document {
+            revision: page.revision,
+            compacted_before: page.compacted_before,
+            items,
+            more: page.more,
+        }),
     }
 }
 

@@ -9,7 +9,18 @@ use crate::cli::render::{self, Pair};
 use crate::cli::session::{Session, duration_text, reading};
 use crate::client::{Entry, Method, Request};
 use owo_colors::Style;
+use serde::Serialize;
 use serde_json::json;
+
+/// A whole listing, in the shape of one page.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    revision: i64,
+    items: &'a [Entry],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefixes: Option<Vec<String>>,
+    more: bool,
+}
 
 const KV: &str = "/v1/kv/";
 const RANGE: &str = "/v1/kv";
@@ -92,7 +103,7 @@ async fn get_prefix(session: &mut Session, read: &ReadFrom, prefix: &[u8]) -> Re
     }
     match session.mode {
         Mode::Ndjson | Mode::Value => Ok(()),
-        Mode::Json => session.out.json(&json!({ "revision": revision, "items": gathered, "more": false })),
+        Mode::Json => session.out.json(&Document { revision, items: &gathered, prefixes: None, more: false }),
         Mode::Human => {
             let row = |entry: &Entry| vec![shown(&entry.key_bytes()), shown(&entry.value_bytes())];
             session.out.table(&["KEY", "VALUE"], gathered.iter().map(row).collect())
@@ -136,10 +147,9 @@ pub(in crate::cli) async fn ls(session: &mut Session, args: &Ls) -> Result<(), C
     }
     if mode == Mode::Json {
         let Listing { revision, entries, groups, .. } = listing;
-        let mut document = json!({ "revision": revision, "items": entries, "more": false });
-        if !args.recursive {
-            document["prefixes"] = groups.iter().map(|group| String::from_utf8_lossy(group)).collect();
-        }
+        let groups = groups.iter().map(|group| String::from_utf8_lossy(group).into_owned()).collect();
+        let prefixes = (!args.recursive).then_some(groups);
+        let document = Document { revision, items: &entries, prefixes, more: false };
         session.out.json(&document)?;
     }
     Ok(())

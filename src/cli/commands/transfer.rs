@@ -5,7 +5,7 @@ use crate::cli::exit::CliError;
 use crate::cli::output::Mode;
 use crate::cli::progress::Progress;
 use crate::cli::session::{Session, note, reading};
-use crate::client::{Body, Lines, Method, Request, Upload};
+use crate::client::{Body, Error, Lines, Method, Request, Upload};
 use clap::ValueEnum as _;
 use serde_json::Value;
 use std::fs::File;
@@ -36,9 +36,6 @@ pub(in crate::cli) async fn export(session: &mut Session, args: &Export) -> Resu
     let mut progress = target.is_some().then(|| Progress::bytes("exporting", None));
     let mut count: u64 = 0;
     while let Some(line) = lines.next().await? {
-        if let Some(problem) = problem_line(&line) {
-            return Err(CliError::other(format!("the export broke off after {count} entries: {problem}")));
-        }
         match &mut target {
             Some(target) => target.line(&line)?,
             None => {
@@ -58,19 +55,6 @@ pub(in crate::cli) async fn export(session: &mut Session, args: &Export) -> Resu
         note(&format!("exported {count} entries{at}"));
     }
     Ok(())
-}
-
-/// An entry has no `type`; a line that has one is the server saying why it stops.
-fn problem_line(line: &[u8]) -> Option<String> {
-    // Entries are many: only what looks like a problem is parsed.
-    if !line.windows(9).any(|window| window == b"\"problem\"") {
-        return None;
-    }
-    let value: Value = serde_json::from_slice(line).ok()?;
-    (value.get("type")? == "problem").then(|| {
-        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-        text("detail").or_else(|| text("code")).unwrap_or_else(|| "the server gave no reason".to_owned())
-    })
 }
 
 /// A file that appears under its name only when it is complete and on disk.
@@ -153,7 +137,7 @@ pub(in crate::cli) async fn import(session: &mut Session, args: &Import) -> Resu
     };
     // A stream can be sent once only: first find a member that answers.
     session.send(&Request::new(Method::Get, "/v1/status")).await?;
-    let answer = session.client.upload(&request, upload).await?;
+    let answer = session.client.upload(&request, upload).await.map_err(with_what_stays)?;
     if mode != Mode::Human {
         return session.out.json_as_sent(&answer.body);
     }
@@ -162,6 +146,15 @@ pub(in crate::cli) async fn import(session: &mut Session, args: &Import) -> Resu
         "imported {}, skipped {}, revision {}",
         result["imported"], result["skipped"], result["revision"]
     ))
+}
+
+/// An import is not atomic as a whole: what came before the failure is told.
+fn with_what_stays(error: Error) -> CliError {
+    let stays = error.problem().and_then(|problem| problem.more.get("imported")?.as_u64()).filter(|count| *count > 0);
+    match stays {
+        None => error.into(),
+        Some(count) => CliError::from(error).advised(format!("{count} entries were imported before that, and stay")),
+    }
 }
 
 /// Tells the progress of what is read through it.
@@ -195,13 +188,6 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_problem_is_a_problem() {
-        assert_eq!(problem_line(br#"{"key":"problem","value":"\"type\":\"problem\""}"#), None);
-        let line = br#"{"type":"problem","code":"compacted","detail":"revision 3 is gone"}"#;
-        assert_eq!(problem_line(line).unwrap(), "revision 3 is gone");
-    }
 
     #[test]
     fn a_target_appears_complete_or_not_at_all() {

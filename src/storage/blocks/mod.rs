@@ -150,8 +150,9 @@ impl BlockStore {
         appended.inspect_err(|fault| self.shared.fail(fault))
     }
 
-    /// Tells that the record at `place` is no longer needed by anyone who is not pinned: at most
-    /// once per record, from the thread that trims.
+    /// Tells that a record is no longer needed by anyone who holds no pin: once per record, after
+    /// trims' `keep` began to say so too, and from the thread that trims. A block whose records were
+    /// all told dead is dropped unread; a wrong word costs an examination, never a record.
     pub fn note_dead(&self, main: Revision, sub: u32) {
         self.shared.state.lock().note_dead((main, sub));
     }

@@ -29,6 +29,8 @@ pub(super) struct BlockInfo {
     /// Records that died since, of sizes unknown but for this bound.
     pub(super) dead_since: u32,
     pub(super) largest: u64,
+    /// Sum of the marks of the records that live: 0 when each of them, and nothing else, was told dead.
+    marks: u64,
     /// The number of the engine that has it; `None` while it is pending.
     pub(super) home: Option<u64>,
 }
@@ -39,9 +41,26 @@ impl BlockInfo {
         self.live_bytes.saturating_sub(u64::from(self.dead_since) * self.largest)
     }
 
+    fn is_surely_empty(&self) -> bool {
+        self.live_records == 0 && self.marks == 0
+    }
+
     fn may_be_sparse(&self) -> bool {
         self.live_bytes_min() * 2 < self.bytes
     }
+}
+
+/// A number that stands for a place in sums (the finaliser of splitmix64).
+pub(super) fn mark(place: Place) -> u64 {
+    let mut mixed = place.0.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(place.1));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
+
+/// The sum of the marks of some records.
+pub(super) fn marks<'a>(records: impl IntoIterator<Item = &'a Record>) -> u64 {
+    records.into_iter().fold(0, |sum, record| sum.wrapping_add(mark(record.place())))
 }
 
 /// A block on its way to the engine.
@@ -81,7 +100,8 @@ pub(super) struct State {
     pub(super) writing: bool,
     pub(super) tail: Vec<Arc<Record>>,
     tail_bytes: usize,
-    tail_dead: u32,
+    /// Records of the tail told dead: how many, and the sum of their marks.
+    tail_dead: (u32, u64),
     last: Option<Place>,
     pub(super) pins: BTreeMap<Revision, usize>,
     /// Blocks of which nothing is needed; of which less than half may be needed.
@@ -142,7 +162,7 @@ impl State {
             writing: false,
             tail: Vec::new(),
             tail_bytes: 0,
-            tail_dead: 0,
+            tail_dead: (0, 0),
             last: None,
             pins: BTreeMap::new(),
             empty: BTreeSet::new(),
@@ -218,7 +238,7 @@ impl State {
         let first = sealed.first();
         self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
         if let Some(first) = first {
-            self.kill(first, dead);
+            self.kill(first, dead.0, dead.1);
         }
     }
 
@@ -240,6 +260,7 @@ impl State {
             live_bytes: bytes,
             dead_since: 0,
             largest: u64::try_from(largest).unwrap_or(u64::MAX),
+            marks: marks(records.iter().map(|record| &**record)),
             home: None,
         };
         self.totals.add(&info);
@@ -256,6 +277,7 @@ impl State {
         if let Some(info) = self.blocks.remove(&first) {
             self.totals.subtract(&info);
             self.churn_bytes += info.bytes;
+            self.no_longer_pending(info.id);
         }
         self.empty.remove(&first);
         self.sparse.remove(&first);
@@ -263,17 +285,19 @@ impl State {
 
     pub(super) fn note_dead(&mut self, place: Place) {
         if self.tail.first().is_some_and(|first| first.place() <= place) {
-            self.tail_dead += 1;
+            let (count, marks) = self.tail_dead;
+            self.tail_dead = (count + 1, marks.wrapping_add(mark(place)));
             return;
         }
         let block = self.blocks.range(..=place).next_back();
         if let Some(first) = block.filter(|(_, info)| info.last >= place).map(|(first, _)| *first) {
-            self.kill(first, 1);
+            self.kill(first, 1, mark(place));
         }
     }
 
-    fn kill(&mut self, first: Place, count: u32) {
+    fn kill(&mut self, first: Place, count: u32, marks: u64) {
         self.change(first, |info| {
+            info.marks = info.marks.wrapping_sub(marks);
             let count = count.min(info.live_records);
             info.live_records -= count;
             info.dead_since += count;
@@ -281,13 +305,15 @@ impl State {
     }
 
     /// What an examination found still needed in a block.
-    pub(super) fn set_live(&mut self, first: Place, id: u64, records: u32, bytes: u64, largest: u64) {
+    pub(super) fn set_live(&mut self, first: Place, id: u64, live: &[Record], live_bytes: u64) {
         if self.blocks.get(&first).is_some_and(|info| info.id == id) {
+            let largest = live.iter().map(Record::weight).max().unwrap_or(0);
             self.change(first, |info| {
-                info.live_records = records;
-                info.live_bytes = bytes;
+                info.live_records = u32::try_from(live.len()).unwrap_or(u32::MAX);
+                info.live_bytes = live_bytes;
                 info.dead_since = 0;
-                info.largest = largest;
+                info.largest = u64::try_from(largest).unwrap_or(u64::MAX);
+                info.marks = marks(live);
             });
         }
     }
@@ -297,17 +323,21 @@ impl State {
         self.totals.subtract(info);
         change(info);
         self.totals.add(info);
-        let (is_empty, is_sparse) = (info.live_records == 0, info.may_be_sparse());
+        let (is_empty, is_sparse) = (info.is_surely_empty(), info.may_be_sparse());
         set_member(&mut self.empty, first, is_empty);
         set_member(&mut self.sparse, first, is_sparse && !is_empty);
+    }
+
+    fn no_longer_pending(&mut self, id: u64) {
+        if let Some(sealed) = self.pending.remove(&id) {
+            self.pending_bytes = self.pending_bytes.saturating_sub(sealed.weight);
+        }
     }
 
     /// A commit has put these blocks into the engine of that number.
     pub(super) fn written(&mut self, sealed: &[Arc<Sealed>], number: u64) {
         for block in sealed {
-            if self.pending.remove(&block.id).is_some() {
-                self.pending_bytes = self.pending_bytes.saturating_sub(block.weight);
-            }
+            self.no_longer_pending(block.id);
             if let Some(info) = block.first().and_then(|first| self.blocks.get_mut(&first))
                 && info.id == block.id
             {

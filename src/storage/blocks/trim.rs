@@ -23,6 +23,8 @@ pub struct TrimProgress {
     pub removed: usize,
     /// The budget ended before the work did, or the engine has to catch up first.
     pub more: bool,
+    /// A pin holds back what else there is to do.
+    pub pinned: bool,
 }
 
 /// Tells whether a record is still needed.
@@ -42,7 +44,7 @@ impl Scope {
 }
 
 enum Turn {
-    Done,
+    Done { pinned: bool },
     CatchUp,
     Dropped { blocks: usize, records: usize },
     Examine(Place),
@@ -76,7 +78,7 @@ impl State {
         if self.pending_bytes >= pending_bytes_max {
             return Turn::CatchUp;
         }
-        let Some(scope) = self.scope(upto) else { return Turn::Done };
+        let Some(scope) = self.scope(upto) else { return Turn::Done { pinned: self.is_held_back(upto) } };
         let range = scope.from..=(upto, u32::MAX);
         let empty = self.empty.range(range.clone()).copied().filter(|first| self.covered(scope, *first));
         let empty: Vec<Place> = empty.take(EMPTY_BLOCKS_MAX).collect();
@@ -95,8 +97,19 @@ impl State {
         let unseen = self.blocks.range(self.cursor..).next().map(|(first, _)| *first);
         match sparse.or(unseen.filter(|first| self.covered(scope, *first))) {
             Some(first) => Turn::Examine(first),
-            None => Turn::Done,
+            None => Turn::Done { pinned: self.is_held_back(upto) },
         }
+    }
+
+    /// Whether there would be more to do up to that revision if nothing were pinned.
+    fn is_held_back(&self, upto: Revision) -> bool {
+        let Some(pinned) = self.pinned_up_to() else { return false };
+        let pinned = ..=(pinned.min(upto), u32::MAX);
+        let unseen = self.blocks.range(self.cursor..).next().map(|(first, _)| first);
+        let waiting = self.empty.range(pinned).chain(self.sparse.range(pinned)).chain(unseen);
+        let is_held =
+            |first: &&Place| pinned.contains(*first) && self.blocks.get(first).is_some_and(|info| info.last.0 <= upto);
+        waiting.take(EMPTY_BLOCKS_MAX).any(|first| is_held(&first))
     }
 
     /// The neighbour of a run of blocks, if it may be trimmed and could fit beside `bytes`.
@@ -144,10 +157,8 @@ impl State {
     }
 
     fn examined(&mut self, block: &Examined) {
-        let largest = block.live.iter().map(Record::weight).max().unwrap_or(0);
-        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        let live = u32::try_from(block.live.len()).unwrap_or(u32::MAX);
-        self.set_live(block.first, block.id, live, wide(block.live_bytes), wide(largest));
+        let live_bytes = u64::try_from(block.live_bytes).unwrap_or(u64::MAX);
+        self.set_live(block.first, block.id, &block.live, live_bytes);
     }
 }
 
@@ -188,7 +199,7 @@ impl Shared {
                 state.take_turn(upto, self.options.pending_bytes_max)
             };
             match turn {
-                Turn::Done => return Ok(progress),
+                Turn::Done { pinned } => return Ok(TrimProgress { pinned, ..progress }),
                 Turn::CatchUp => break,
                 Turn::Dropped { blocks, records } => {
                     self.work.notify_one();
@@ -247,7 +258,8 @@ impl Shared {
         let (mut bytes, mut before, mut last) = (block.live_bytes, Beside::Before(block.first), block.last);
         let mut run = vec![block];
         let mut looking_left = true;
-        while run.len() < MERGED_BLOCKS_MAX && progress.examined < budget {
+        // One look to the left even beyond the budget: small steps would leave small blocks.
+        while run.len() < MERGED_BLOCKS_MAX && (progress.examined < budget || run.len() == 1 && looking_left) {
             let side = if looking_left { before } else { Beside::After(last) };
             let located = {
                 let state = self.state.lock();

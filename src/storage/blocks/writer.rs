@@ -29,7 +29,7 @@ struct Writing {
 enum Task {
     Write(Writing),
     Copy,
-    /// Nothing to do but to drop these.
+    /// Let go of these.
     Drop(Vec<Home>),
 }
 
@@ -39,8 +39,10 @@ impl State {
         let mut jobs = Vec::new();
         while bytes < COMMIT_BYTES
             && removes < COMMIT_REMOVES
-            && let Some(job) = self.queue.pop_front()
+            && let Some(mut job) = self.queue.pop_front()
         {
+            // A block that was trimmed before its turn came need not be written at all.
+            job.puts.retain(|sealed| self.pending.contains_key(&sealed.id));
             bytes += job.puts.iter().map(|sealed| sealed.weight).sum::<usize>();
             removes += job.removes.len();
             jobs.push(job);
@@ -95,15 +97,15 @@ impl Shared {
             if state.usable().is_err() {
                 return None;
             }
+            let unused = state.take_unused_engines();
+            if !unused.is_empty() {
+                return Some(Task::Drop(unused));
+            }
             if let Some(writing) = state.take_jobs() {
                 return Some(Task::Write(writing));
             }
             if state.rewrite.is_some() {
                 return Some(Task::Copy);
-            }
-            let unused = state.take_unused_engines();
-            if !unused.is_empty() {
-                return Some(Task::Drop(unused));
             }
             if state.retired.is_empty() {
                 self.work.wait(&mut state);

@@ -1,0 +1,145 @@
+//! One transaction under way: what it has written so far, and how to take it back.
+//!
+//! Invariants: until `commit` nothing but the working root's own tables and index has changed, and
+//! `abort` restores them exactly; reads in between see the transaction's own writes; all writes have
+//! one revision, each its own number in it.
+
+use super::super::Stop;
+use super::super::authority::Authorized;
+use super::super::hash::Sum;
+use super::super::index::{KeyRecord, Place};
+use super::super::read::{Source, event};
+use super::super::root::{Lease, Numbers, Root};
+use super::super::writer::Machine;
+use crate::model::{Event, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
+use crate::storage::record::{Record, RecordKind};
+use bytes::Bytes;
+use imbl::{OrdMap, OrdSet};
+use std::sync::Arc;
+
+pub(super) struct Work<'m> {
+    pub(super) machine: &'m mut Machine,
+    /// The revision of whatever this transaction writes.
+    pub(super) main: Revision,
+    /// The tables before it; its index is undone key by key, since holding the former index would
+    /// cost a copy of every path that is changed.
+    before: Tables,
+    undo: Vec<(Bytes, Option<Arc<KeyRecord>>)>,
+    /// In step with the records that it has added to `machine.pending`.
+    pub(super) former: Vec<Former>,
+    first_pending: usize,
+    pub(super) superseded_bytes: u64,
+    /// Something other than a delete was written.
+    pub(super) grew: bool,
+}
+
+/// The version that a write superseded.
+pub(super) struct Former {
+    pub(super) place: Option<Place>,
+    pub(super) bytes: u64,
+}
+
+struct Tables {
+    numbers: Numbers,
+    sum: Sum,
+    leases: OrdMap<LeaseId, Lease>,
+    attached: OrdSet<(LeaseId, Bytes)>,
+}
+
+impl<'m> Work<'m> {
+    pub(super) fn begin(machine: &'m mut Machine) -> Self {
+        let Root { numbers, sum, leases, attached, .. } = &machine.root;
+        Self {
+            main: numbers.revision + 1,
+            before: Tables { numbers: *numbers, sum: *sum, leases: leases.clone(), attached: attached.clone() },
+            undo: Vec::new(),
+            former: Vec::new(),
+            first_pending: machine.pending.len(),
+            superseded_bytes: 0,
+            grew: false,
+            machine,
+        }
+    }
+
+    pub(super) fn source(&self) -> Source<'_> {
+        let root = &self.machine.root;
+        let newest = if self.former.is_empty() { root.numbers.revision } else { self.main };
+        Source { root, pending: &self.machine.pending, newest }
+    }
+
+    /// The number of the next write.
+    pub(super) fn sub(&self) -> Result<u32, Stop> {
+        u32::try_from(self.former.len()).map_err(|_| Stop::invariant("a transaction of over four billion writes"))
+    }
+
+    /// Puts a key's new state into the index.
+    pub(super) fn replace(&mut self, key: KeyRecord, record: Record, former: Former) {
+        let name = key.key.clone();
+        let old = self.machine.root.index.insert(Arc::new(key));
+        self.undo.push((name, old));
+        self.superseded_bytes += former.bytes;
+        self.former.push(former);
+        self.machine.pending.push(Arc::new(record));
+    }
+
+    /// Evaluates every compare, at every depth, against the state before any write; then runs.
+    pub(super) fn txn(&mut self, txn: Authorized<&Txn>) -> Result<TxnReply, Stop> {
+        let plan = self.source().plan(txn)?;
+        let mut reply = self.run(txn, &plan, None)?;
+        let root = &self.machine.root;
+        let used = root.used_bytes() + self.superseded_bytes;
+        if self.grew && used > root.numbers.quota_bytes {
+            return Err(Rejection::QuotaExceeded { quota_bytes: root.numbers.quota_bytes }.into());
+        }
+        let revision = if self.former.is_empty() { root.numbers.revision } else { self.main };
+        set_revision(&mut reply, revision);
+        Ok(reply)
+    }
+
+    /// The events of what was written, if anything was.
+    pub(super) fn commit(self) -> Option<RevisionEvents> {
+        if self.former.is_empty() {
+            return None;
+        }
+        let machine = self.machine;
+        machine.root.numbers.revision = self.main;
+        machine.root.timeline.add(self.main, machine.root.numbers.now_ms, self.superseded_bytes);
+        let records = &machine.pending[self.first_pending..];
+        let events: Arc<[Event]> =
+            records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();
+        for (record, former) in records.iter().zip(&self.former) {
+            if record.kind == RecordKind::Put {
+                machine.values.keep(record);
+            }
+            if let Some(place) = former.place.filter(|place| !place.tombstone) {
+                machine.fading.push(&machine.values, place.main, place.sub, former.bytes);
+            }
+        }
+        Some(RevisionEvents { revision: self.main, events })
+    }
+
+    pub(super) fn abort(self) {
+        let machine = self.machine;
+        machine.pending.truncate(self.first_pending);
+        for (key, old) in self.undo.into_iter().rev() {
+            match old {
+                Some(old) => machine.root.index.insert(old),
+                None => machine.root.index.remove(&key),
+            };
+        }
+        let Tables { numbers, sum, leases, attached } = self.before;
+        machine.root.numbers = numbers;
+        machine.root.sum = sum;
+        machine.root.leases = leases;
+        machine.root.attached = attached;
+    }
+}
+
+fn set_revision(reply: &mut TxnReply, revision: Revision) {
+    reply.revision = revision;
+    for result in &mut reply.results {
+        if let OpReply::Txn(inner) = result {
+            set_revision(inner, revision);
+        }
+    }
+}

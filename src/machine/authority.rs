@@ -1,0 +1,231 @@
+//! Rights, decided once per request for its whole tree of operations.
+//!
+//! Invariants: `Authorized` can only be made here, and everything that touches keys, values or
+//! leases takes one, so no door can forget a nested transaction, a `prev_kv`, a compare or a lease.
+//! The policy is open for now: what a request needs is listed, and every need is granted.
+
+use crate::model::{Caller, Command, Compare, KeyRange, LeaseChoice, LeaseId, Op, RangeOp, Rejection, Txn};
+
+/// The auth tables.
+#[derive(Debug, Clone, Default)]
+pub struct AuthState {
+    policy: Policy,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Policy {
+    /// Authorisation is off: everybody may do everything.
+    #[default]
+    Open,
+}
+
+/// Something that a caller was allowed to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Authorized<T>(T);
+
+impl<T: Copy> Authorized<T> {
+    pub(crate) fn get(self) -> T {
+        self.0
+    }
+}
+
+/// The parts of what was allowed as a whole are allowed.
+impl<'a> Authorized<&'a Command> {
+    pub(crate) fn txn(self) -> Option<Authorized<&'a Txn>> {
+        if let Command::Txn(txn) = self.0 { Some(Authorized(txn)) } else { None }
+    }
+}
+
+impl<'a> Authorized<&'a Txn> {
+    pub(crate) fn compares(self) -> impl Iterator<Item = Authorized<&'a Compare>> {
+        self.0.compares.iter().map(Authorized)
+    }
+
+    pub(crate) fn branch(self, succeeded: bool) -> impl Iterator<Item = Authorized<&'a Op>> {
+        let branch = if succeeded { &self.0.success } else { &self.0.failure };
+        branch.iter().map(Authorized)
+    }
+}
+
+impl<'a> Authorized<&'a Op> {
+    pub(crate) fn opened(self) -> Opened<'a> {
+        match self.0 {
+            Op::Txn(txn) => Opened::Txn(Authorized(txn)),
+            Op::Range(range) => Opened::Range(Authorized(range)),
+            Op::Put(_) | Op::Delete { .. } | Op::Add { .. } | Op::MergePatch { .. } => Opened::Write(self),
+        }
+    }
+}
+
+/// An allowed operation by how it is carried out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Opened<'a> {
+    Txn(Authorized<&'a Txn>),
+    Range(Authorized<&'a RangeOp>),
+    Write(Authorized<&'a Op>),
+}
+
+/// One right that a request needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Need {
+    Read(KeyRange),
+    Write(KeyRange),
+    /// To attach keys to this lease, or to end it: for what is attached to it is deleted with it.
+    Lease(LeaseId),
+    /// To grant a lease.
+    Grant,
+    /// To change the store as a whole.
+    Administer,
+}
+
+/// Whatever can be asked for: it knows all the rights it needs.
+pub trait Request {
+    fn needs(&self, need: &mut dyn FnMut(Need));
+}
+
+/// Grants `request` if its caller has every right it needs.
+///
+/// # Errors
+/// `PermissionDenied` if one is missing.
+pub fn authorize<'a, T: Request + ?Sized>(
+    auth: &AuthState,
+    caller: &Caller,
+    request: &'a T,
+) -> Result<Authorized<&'a T>, Rejection> {
+    let mut allowed = true;
+    // The open policy asks nothing, so listing the needs would only cost time.
+    if !auth.is_open() {
+        request.needs(&mut |need| allowed &= auth.allows(caller, &need));
+    }
+    if allowed { Ok(Authorized(request)) } else { Err(Rejection::PermissionDenied) }
+}
+
+impl AuthState {
+    fn is_open(&self) -> bool {
+        matches!(self.policy, Policy::Open)
+    }
+
+    fn allows(&self, _caller: &Caller, _need: &Need) -> bool {
+        match self.policy {
+            Policy::Open => true,
+        }
+    }
+}
+
+impl Request for Command {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        match self {
+            Self::Txn(txn) => txn.needs(need),
+            Self::Compact { .. } | Self::RaiseFeatureLevel { .. } | Self::SetQuota { .. } => need(Need::Administer),
+            Self::LeaseGrant { .. } => need(Need::Grant),
+            Self::LeaseRevoke { id, .. } => need(Need::Lease(*id)),
+        }
+    }
+}
+
+impl Request for Txn {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        for Compare { range, .. } in &self.compares {
+            need(Need::Read(range.clone()));
+        }
+        for op in self.success.iter().chain(&self.failure) {
+            op.needs(need);
+        }
+    }
+}
+
+impl Request for Op {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        match self {
+            Self::Put(put) => write(KeyRange::key(put.key.clone()), put.prev_kv, put.lease, need),
+            Self::Delete { range, prev_kv } => write(range.clone(), *prev_kv, LeaseChoice::Detach, need),
+            Self::Range(range) => range.needs(need),
+            // The answer tells the former value, or part of it.
+            Self::Add { key, lease, .. } => write(KeyRange::key(key.clone()), true, *lease, need),
+            Self::MergePatch { key, prev_kv, lease, .. } => write(KeyRange::key(key.clone()), *prev_kv, *lease, need),
+            Self::Txn(txn) => txn.needs(need),
+        }
+    }
+}
+
+impl Request for RangeOp {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(Need::Read(self.range.clone()));
+    }
+}
+
+/// Reading is all that is asked of a range by itself.
+impl Request for KeyRange {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(Need::Read(self.clone()));
+    }
+}
+
+impl Request for crate::model::ListOp {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(Need::Read(self.range.clone()));
+    }
+}
+
+impl Request for crate::model::HistoryOp {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(Need::Read(KeyRange::key(self.key.clone())));
+    }
+}
+
+fn write(range: KeyRange, reads: bool, lease: LeaseChoice, need: &mut dyn FnMut(Need)) {
+    if reads {
+        need(Need::Read(range.clone()));
+    }
+    need(Need::Write(range));
+    match lease {
+        LeaseChoice::Attach(id) => need(Need::Lease(id)),
+        LeaseChoice::Implicit { .. } => need(Need::Grant),
+        LeaseChoice::Detach | LeaseChoice::Keep => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CompareOp, CompareTarget, PutOp};
+
+    fn put(key: &'static str, prev_kv: bool, lease: LeaseChoice) -> Op {
+        Op::Put(PutOp { key: key.into(), value: "v".into(), content_type: None, lease, prev_kv, ignore_value: false })
+    }
+
+    #[test]
+    fn the_whole_tree_is_asked_for() {
+        let compare = |key: &'static str| Compare {
+            range: KeyRange::key(key),
+            op: CompareOp::Equal,
+            target: CompareTarget::Version(0),
+        };
+        let inner = Txn {
+            compares: vec![compare("inner-if")],
+            success: vec![put("inner-then", true, LeaseChoice::Attach(7))],
+            failure: vec![Op::Range(RangeOp::newest(KeyRange::prefix("inner-else")))],
+        };
+        let outer = Txn {
+            compares: vec![compare("if")],
+            success: vec![Op::Delete { range: KeyRange::prefix("then"), prev_kv: true }],
+            failure: vec![Op::Txn(Box::new(inner))],
+        };
+        let mut needs = Vec::new();
+        Command::Txn(outer).needs(&mut |need| needs.push(need));
+        let read = |range| Need::Read(range);
+        assert_eq!(
+            needs,
+            [
+                read(KeyRange::key("if")),
+                read(KeyRange::prefix("then")),
+                Need::Write(KeyRange::prefix("then")),
+                read(KeyRange::key("inner-if")),
+                read(KeyRange::key("inner-then")),
+                Need::Write(KeyRange::key("inner-then")),
+                Need::Lease(7),
+                read(KeyRange::prefix("inner-else")),
+            ]
+        );
+    }
+}

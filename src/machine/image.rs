@@ -1,0 +1,188 @@
+//! An image: one state of the machine as a stream of blocks, for snapshots.
+//!
+//! A header, the small tables in bounded blocks, every readable version in revision order, and an
+//! end with counts and the state hash. Invariants: taking an image is O(1) and does not hold up
+//! applies; what it needs stays in the block store until it is dropped; the stream depends on logical
+//! state only, not on what has been trimmed.
+
+use super::root::{Lease, Numbers, Root};
+use super::timeline::Timeline;
+use super::writer::Machine;
+use crate::model::{Fault, LeaseId, LogPosition, Revision, codec};
+use crate::storage::blocks::Pin;
+use crate::storage::record::{Record, encode_block};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// What a block holds; its first byte.
+pub(super) const HEADER: u8 = 1;
+pub(super) const LEASES: u8 = 2;
+pub(super) const ATTACHMENTS: u8 = 3;
+pub(super) const IDEMPOTENCY: u8 = 4;
+pub(super) const RECORDS: u8 = 5;
+pub(super) const END: u8 = 6;
+
+/// Blocks aim at this many bytes; one huge record may take a block of its own.
+const BLOCK_BYTES: usize = 256 << 10;
+const ENTRY_OVERHEAD_BYTES: usize = 64;
+const WALK_RECORDS: usize = 4096;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Header {
+    pub(super) numbers: Numbers,
+    pub(super) applied: Option<LogPosition>,
+    pub(super) membership: Option<(Option<LogPosition>, Bytes)>,
+    pub(super) timeline: Timeline,
+    pub(super) idempotency_next: u64,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct End {
+    pub(super) leases: u64,
+    pub(super) attachments: u64,
+    pub(super) idempotency: u64,
+    pub(super) records: u64,
+    pub(super) state_hash: u128,
+}
+
+/// A state, held until it has been written.
+pub struct Image {
+    root: Arc<Root>,
+    _pin: Pin,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("numbers", &self.root.numbers).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// The state after the last applied entry.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        let root = self.published.newest();
+        Image { _pin: self.values.store.pin(root.numbers.revision), root }
+    }
+}
+
+impl Image {
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.root.numbers.revision
+    }
+
+    #[must_use]
+    pub fn applied(&self) -> Option<LogPosition> {
+        self.root.applied
+    }
+
+    #[must_use]
+    pub fn membership(&self) -> Option<(Option<LogPosition>, Bytes)> {
+        self.root.membership.clone()
+    }
+
+    /// About how many bytes `write_to` will emit.
+    #[must_use]
+    pub fn size_hint(&self) -> u64 {
+        self.root.used_bytes()
+    }
+
+    /// Emits the blocks, in order.
+    ///
+    /// # Errors
+    /// Of the block store, or of `emit`, which ends the stream.
+    pub fn write_to(&self, emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
+        let root = &*self.root;
+        let header = Header {
+            numbers: root.numbers,
+            applied: root.applied,
+            membership: root.membership.clone(),
+            timeline: root.timeline.clone(),
+            idempotency_next: root.idempotency.next_sequence(),
+        };
+        emit(&block(HEADER, &header)?)?;
+        let leases = root.leases.iter().map(|(id, lease)| (*id, *lease));
+        let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
+        let end = End {
+            leases: table(LEASES, leases, |_: &(LeaseId, Lease)| 0, emit)?,
+            attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,
+            idempotency: table(IDEMPOTENCY, root.idempotency.iter(), super::idempotency::Portable::size, emit)?,
+            records: self.write_records(emit)?,
+            state_hash: root.state_hash(),
+        };
+        emit(&block(END, &end)?)
+    }
+
+    fn write_records(&self, emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<u64, Fault> {
+        let root = &*self.root;
+        let Numbers { revision, compacted, .. } = root.numbers;
+        let mut gathered: Vec<Arc<Record>> = Vec::new();
+        let mut bytes = 0;
+        let mut count = 0;
+        let mut next = 0;
+        while next <= revision {
+            let walked = root.values.store.walk(next, WALK_RECORDS)?;
+            let Some(last) = walked.last() else { break };
+            next = last.main + 1;
+            for record in walked {
+                let key = root.index.get(&record.key).filter(|_| record.main <= revision);
+                if !key.is_some_and(|key| key.retains(record.main, record.sub, compacted)) {
+                    continue;
+                }
+                bytes += record.weight();
+                count += 1;
+                gathered.push(record);
+                if bytes >= BLOCK_BYTES {
+                    emit(&records_block(&gathered)?)?;
+                    gathered.clear();
+                    bytes = 0;
+                }
+            }
+        }
+        if !gathered.is_empty() {
+            emit(&records_block(&gathered)?)?;
+        }
+        Ok(count)
+    }
+}
+
+fn block<T: Serialize>(kind: u8, content: &T) -> Result<Vec<u8>, Fault> {
+    let mut bytes = vec![kind];
+    bytes.extend(codec::encode(content)?);
+    Ok(bytes)
+}
+
+fn records_block(records: &[Arc<Record>]) -> Result<Vec<u8>, Fault> {
+    let mut bytes = vec![RECORDS];
+    bytes.extend_from_slice(&encode_block(records)?);
+    Ok(bytes)
+}
+
+/// Emits a table in bounded blocks and answers how many entries it has.
+fn table<T: Serialize>(
+    kind: u8,
+    entries: impl Iterator<Item = T>,
+    size: impl Fn(&T) -> usize,
+    emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+) -> Result<u64, Fault> {
+    let mut gathered: Vec<T> = Vec::new();
+    let mut bytes = 0;
+    let mut count = 0;
+    for entry in entries {
+        bytes += ENTRY_OVERHEAD_BYTES + size(&entry);
+        count += 1;
+        gathered.push(entry);
+        if bytes >= BLOCK_BYTES {
+            emit(&block(kind, &gathered)?)?;
+            gathered.clear();
+            bytes = 0;
+        }
+    }
+    if !gathered.is_empty() {
+        emit(&block(kind, &gathered)?)?;
+    }
+    Ok(count)
+}

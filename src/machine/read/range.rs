@@ -1,0 +1,135 @@
+//! Ranges as etcd knows them: limit, filters, sorting, counts, at any readable revision.
+
+use super::{Source, Stop};
+use crate::machine::authority::Authorized;
+use crate::machine::index::{Direction, KeyRecord, Place};
+use crate::machine::root::Root;
+use crate::model::{KeyRange, KeyValue, RangeOp, RangeReply, RangeSort, Revision, SortOrder};
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// A key that exists at the revision read, with its version of then.
+#[derive(Clone, Copy)]
+pub(crate) struct Live<'a> {
+    pub(crate) key: &'a Arc<KeyRecord>,
+    pub(crate) place: Place,
+}
+
+/// The keys of a range that exist at `revision`, in key order or against it.
+pub(crate) fn live_in<'a>(
+    root: &'a Root,
+    range: &KeyRange,
+    direction: Direction,
+    revision: Revision,
+    newer_than: Revision,
+) -> impl Iterator<Item = Live<'a>> + use<'a> {
+    let mut parts = range.visible_parts();
+    if direction == Direction::Backward {
+        parts.reverse();
+    }
+    parts.into_iter().flat_map(move |part| root.index.iter(&part, direction, newer_than)).filter_map(move |key| {
+        let place = key.at(revision).filter(|place| !place.tombstone && place.main > newer_than)?;
+        Some(Live { key, place })
+    })
+}
+
+pub(crate) fn count(root: &Root, range: &KeyRange, revision: Revision) -> u64 {
+    range.visible_parts().iter().map(|part| root.index.count(part, revision)).sum()
+}
+
+impl Source<'_> {
+    pub(crate) fn range(&self, op: Authorized<&RangeOp>) -> Result<RangeReply, Stop> {
+        let op = op.get();
+        let revision = self.readable(op.revision)?;
+        let count = count(self.root, &op.range, revision);
+        if op.count_only {
+            return Ok(RangeReply { kvs: Vec::new(), count, more: false });
+        }
+        let limit = if op.limit == 0 { usize::MAX } else { usize::try_from(op.limit).unwrap_or(usize::MAX) };
+        let direction = match (op.sort, op.order) {
+            (RangeSort::Key, SortOrder::Descending) => Direction::Backward,
+            _ => Direction::Forward,
+        };
+        let mut found = Vec::new();
+        for live in live_in(self.root, &op.range, direction, revision, 0) {
+            let candidate = self.candidate(live, op.sort, needs_create(op))?;
+            if !passes(op, &candidate) {
+                continue;
+            }
+            // One more than asked for tells that there is more.
+            if op.sort == RangeSort::Key && found.len() == limit {
+                return Ok(RangeReply { kvs: self.finish(&found, op.keys_only)?, count, more: true });
+            }
+            found.push(candidate);
+        }
+        sort(&mut found, op.sort, op.order);
+        let more = found.len() > limit;
+        found.truncate(limit);
+        Ok(RangeReply { kvs: self.finish(&found, op.keys_only)?, count, more })
+    }
+
+    fn finish(&self, found: &[Candidate<'_>], keys_only: bool) -> Result<Vec<KeyValue>, Stop> {
+        found.iter().map(|candidate| self.key_value(candidate.live.key, candidate.live.place, keys_only)).collect()
+    }
+
+    /// What sorting and filtering need to know, read from the record only where the index can't tell.
+    pub(super) fn candidate<'a>(
+        &self,
+        live: Live<'a>,
+        sort: RangeSort,
+        needs_create: bool,
+    ) -> Result<Candidate<'a>, Stop> {
+        let head = &live.key.head;
+        let mut candidate = Candidate { live, create: head.create, rank: 0, value: Bytes::new() };
+        let is_head = head.place() == live.place;
+        let from_record = sort == RangeSort::Value
+            || !is_head && (needs_create || matches!(sort, RangeSort::Create | RangeSort::Version));
+        let mut version = head.version;
+        if from_record {
+            let record = self.fetch(live.place, is_head)?;
+            candidate.create = record.create_revision;
+            version = record.version;
+            if sort == RangeSort::Value {
+                candidate.value = record.value.clone();
+            }
+        }
+        candidate.rank = match sort {
+            RangeSort::Key | RangeSort::Value => 0,
+            RangeSort::Version => version,
+            RangeSort::Create => candidate.create,
+            RangeSort::Mod => live.place.main,
+        };
+        Ok(candidate)
+    }
+}
+
+pub(super) struct Candidate<'a> {
+    pub(super) live: Live<'a>,
+    create: Revision,
+    rank: i64,
+    value: Bytes,
+}
+
+fn needs_create(op: &RangeOp) -> bool {
+    op.min_create_revision != 0 || op.max_create_revision != 0
+}
+
+fn passes(op: &RangeOp, candidate: &Candidate<'_>) -> bool {
+    let within = |at: Revision, min: Revision, max: Revision| (min == 0 || at >= min) && (max == 0 || at <= max);
+    within(candidate.live.place.main, op.min_mod_revision, op.max_mod_revision)
+        && within(candidate.create, op.min_create_revision, op.max_create_revision)
+}
+
+/// Stable in both orders: ties stay in key order, as in etcd.
+pub(super) fn sort(found: &mut [Candidate<'_>], by: RangeSort, order: SortOrder) {
+    if by == RangeSort::Key {
+        return;
+    }
+    let rising =
+        |a: &Candidate<'_>, b: &Candidate<'_>| -> Ordering { a.rank.cmp(&b.rank).then_with(|| a.value.cmp(&b.value)) };
+    match order {
+        SortOrder::Ascending => found.sort_by(rising),
+        SortOrder::Descending => found.sort_by(|a, b| rising(b, a)),
+    }
+}

@@ -1,0 +1,277 @@
+//! Building a machine from the blocks of an image.
+//!
+//! Invariants: nothing in the blocks is trusted: order, counts, references between tables and the
+//! state hash are checked, and what does not fit is a `Fault::Corrupt`; a restored machine has the
+//! hash and gives the answers of the one that was imaged.
+
+use super::hash;
+use super::idempotency::Portable;
+use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, RECORDS};
+use super::index::{Head, History, Index, KeyRecord};
+use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
+use super::values::Values;
+use super::writer::{ContentTypes, Machine, Options};
+use crate::model::{Fault, LeaseId, codec};
+use crate::storage::blocks::BlockStore;
+use crate::storage::record::{Block, Record, RecordKind};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Blocks of records decoded at once, one thread each.
+const PARALLEL_BLOCKS: usize = 4;
+
+impl Machine {
+    /// The machine of an image, over an empty block store, which is filled.
+    ///
+    /// # Errors
+    /// `Corrupt` if the blocks are not a whole image; faults of the blocks or of the store.
+    pub fn restore(
+        store: Arc<BlockStore>,
+        options: &Options,
+        blocks: impl Iterator<Item = Result<Bytes, Fault>>,
+    ) -> Result<Self, Fault> {
+        let values = Arc::new(Values::new(store, options.value_cache_bytes));
+        let mut restore = Restore::new(Root::empty(values, options.quota_bytes));
+        for block in blocks {
+            restore.block(&block?)?;
+        }
+        restore.finish().map(Self::from_root)
+    }
+}
+
+struct Restore {
+    root: Root,
+    header: Option<Header>,
+    attachments: Vec<(Bytes, LeaseId)>,
+    /// Every version as a key of its own, in revision order.
+    versions: Vec<Arc<KeyRecord>>,
+    undecoded: Vec<Bytes>,
+    last: (i64, Option<u32>),
+    content_types: ContentTypes,
+    end: Option<End>,
+}
+
+fn corrupt(detail: impl Into<String>) -> Fault {
+    Fault::corrupt("the image", detail)
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+impl Restore {
+    fn new(root: Root) -> Self {
+        Self {
+            root,
+            header: None,
+            attachments: Vec::new(),
+            versions: Vec::new(),
+            undecoded: Vec::new(),
+            last: (0, None),
+            content_types: ContentTypes::default(),
+            end: None,
+        }
+    }
+
+    fn block(&mut self, block: &Bytes) -> Result<(), Fault> {
+        if self.end.is_some() {
+            return Err(corrupt("blocks after its end"));
+        }
+        let Some(kind) = block.first() else { return Err(corrupt("an empty block")) };
+        if self.header.is_some() == (*kind == HEADER) {
+            return Err(corrupt("its header is not its first block"));
+        }
+        let content = block.slice(1..);
+        match *kind {
+            HEADER => self.header(codec::decode("the image's header", &content)?),
+            LEASES => self.leases(codec::decode("the image's leases", &content)?),
+            ATTACHMENTS => self.attachments(codec::decode("the image's attachments", &content)?),
+            IDEMPOTENCY => codec::decode::<Vec<Portable>>("the image's idempotency records", &content)?
+                .into_iter()
+                .try_for_each(|record| self.root.idempotency.restore(record, &mut self.root.sum)),
+            RECORDS => {
+                self.undecoded.push(content);
+                if self.undecoded.len() == PARALLEL_BLOCKS { self.records() } else { Ok(()) }
+            }
+            END => {
+                self.end = Some(codec::decode("the image's end", &content)?);
+                Ok(())
+            }
+            unknown => Err(corrupt(format!("block kind {unknown} is unknown to this release"))),
+        }
+    }
+
+    fn header(&mut self, header: Header) -> Result<(), Fault> {
+        if header.numbers.feature_level > FEATURE_LEVEL_MAX {
+            return Err(Fault::Invariant(format!(
+                "the image needs feature level {}, this release knows {FEATURE_LEVEL_MAX}",
+                header.numbers.feature_level
+            )));
+        }
+        if !header.timeline.is_sound() || header.numbers.compacted > header.numbers.revision {
+            return Err(corrupt("its numbers contradict each other"));
+        }
+        self.header = Some(header);
+        Ok(())
+    }
+
+    fn leases(&mut self, leases: Vec<(LeaseId, Lease)>) -> Result<(), Fault> {
+        for (id, lease) in leases {
+            self.root.sum.add(hash::lease(id, lease.ttl_ms, lease.implicit));
+            if self.root.leases.insert(id, lease).is_some() {
+                return Err(corrupt("a lease twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn attachments(&mut self, attachments: Vec<(LeaseId, Bytes)>) -> Result<(), Fault> {
+        for (id, key) in attachments {
+            if !self.root.leases.contains_key(&id) {
+                return Err(corrupt("a key attached to no lease"));
+            }
+            self.root.sum.add(hash::attachment(id, &key));
+            self.root.attached.insert((id, key.clone()));
+            self.attachments.push((key, id));
+        }
+        Ok(())
+    }
+
+    /// Decodes and hashes the blocks that have gathered, in parallel, and stores their records.
+    fn records(&mut self) -> Result<(), Fault> {
+        let blocks = std::mem::take(&mut self.undecoded);
+        let decoded: Vec<Result<Vec<Decoded>, Fault>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = blocks.into_iter().map(|block| scope.spawn(move || decode(block))).collect();
+            let joined = workers.into_iter().map(|worker| {
+                worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
+            });
+            joined.collect()
+        });
+        for block in decoded {
+            let block = block?;
+            let mut records = Vec::with_capacity(block.len());
+            for Decoded { record, hash } in block {
+                records.push(self.version(record, hash)?);
+            }
+            self.root.values.store.append(records)?;
+        }
+        Ok(())
+    }
+
+    fn version(&mut self, mut record: Record, hash: u128) -> Result<Arc<Record>, Fault> {
+        if (record.main, Some(record.sub)) <= self.last || record.key.is_empty() {
+            return Err(corrupt("records out of order"));
+        }
+        self.last = (record.main, Some(record.sub));
+        record.content_type = record.content_type.map(|declared| self.content_types.shared(&declared));
+        let head = Head {
+            main: record.main,
+            create: record.create_revision,
+            version: record.version,
+            lease: 0,
+            content_type: record.content_type.clone(),
+            hash: hash::split(hash),
+            value_size: u32::try_from(record.value.len()).map_err(|_| corrupt("a value above 4 GiB"))?,
+            sub: record.sub,
+        };
+        if head.is_live() != (record.kind == RecordKind::Put) {
+            return Err(corrupt("a record of no kind"));
+        }
+        let record = Arc::new(record);
+        if head.is_live() {
+            self.root.values.keep(&record);
+        }
+        self.versions.push(Arc::new(KeyRecord { key: record.key.clone(), head, history: History::None }));
+        Ok(record)
+    }
+
+    fn finish(mut self) -> Result<Root, Fault> {
+        self.records()?;
+        let (Some(header), Some(end)) = (self.header.take(), self.end.take()) else {
+            return Err(corrupt("its end is missing"));
+        };
+        let records = number(self.versions.len());
+        let index = self.index()?;
+        let mut root = self.root;
+        root.index = index;
+        root.timeline = header.timeline;
+        root.idempotency.restore_sequence(header.idempotency_next);
+        let live_bytes = root.numbers.live_bytes;
+        root.numbers = header.numbers;
+        root.applied = header.applied;
+        root.membership = header.membership;
+        root.trimmed = header.numbers.compacted;
+        let found = End {
+            leases: number(root.leases.len()),
+            attachments: number(root.attached.len()),
+            idempotency: number(root.idempotency.len()),
+            records,
+            state_hash: root.state_hash(),
+        };
+        if found != end || live_bytes != root.numbers.live_bytes || self.last.0 > root.numbers.revision {
+            return Err(corrupt(format!("it promises {end:?} and holds {found:?}")));
+        }
+        Ok(root)
+    }
+
+    /// Sorts the versions into keys with histories.
+    fn index(&mut self) -> Result<Index, Fault> {
+        let mut versions = std::mem::take(&mut self.versions);
+        // Stable, so that each key's versions stay in revision order.
+        versions.sort_by(|a, b| a.key.cmp(&b.key));
+        self.attachments.sort();
+        let mut attachments = std::mem::take(&mut self.attachments).into_iter().peekable();
+        let mut keys: Vec<Arc<KeyRecord>> = Vec::with_capacity(versions.len());
+        let mut versions = versions.into_iter().peekable();
+        while let Some(mut newest) = versions.next() {
+            let mut older = Vec::new();
+            while let Some(next) = versions.next_if(|next| next.key == newest.key) {
+                let place = newest.head.place();
+                if place.main == next.head.main {
+                    return Err(corrupt("a key written twice at one revision"));
+                }
+                self.root.values.forget(place.main, place.sub);
+                older.push(place);
+                newest = next;
+            }
+            let lease = attachments.next_if(|(key, _)| *key == newest.key).map_or(0, |(_, id)| id);
+            if lease != 0 && !newest.head.is_live() {
+                return Err(corrupt("a deleted key is attached to a lease"));
+            }
+            if let Some(key) = Arc::get_mut(&mut newest) {
+                key.head.lease = lease;
+                key.history = History::from_places(older.into_iter());
+                self.count(key);
+            }
+            keys.push(newest);
+        }
+        if attachments.next().is_some() {
+            return Err(corrupt("a lease is attached to a key that does not exist, or a key to two"));
+        }
+        Ok(Index::build(keys))
+    }
+
+    fn count(&mut self, key: &KeyRecord) {
+        if key.head.is_live() {
+            self.root.sum.add(hash::join(key.head.hash));
+            let value = usize::try_from(key.head.value_size).unwrap_or(usize::MAX);
+            self.root.numbers.live_bytes += logical_bytes(key.key.len(), value, key.head.content_type.as_deref());
+        }
+    }
+}
+
+struct Decoded {
+    record: Record,
+    hash: u128,
+}
+
+fn decode(block: Bytes) -> Result<Vec<Decoded>, Fault> {
+    let block = Block::open(block)?;
+    let mut decoded = Vec::new();
+    block.for_each(|record| {
+        let hash = hash::record(&record);
+        // Its bytes must not keep the whole block in memory.
+        decoded.push(Decoded { record: record.detached(), hash });
+    })?;
+    Ok(decoded)
+}

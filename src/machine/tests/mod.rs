@@ -1,0 +1,4 @@
+//! Tests of the machine as a whole: named cases, a naive model, determinism, cost.
+
+mod cases;
+mod support;

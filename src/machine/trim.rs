@@ -1,0 +1,76 @@
+//! Removing what compaction made unreadable, in bounded steps between batches.
+//!
+//! First the index: the stored records above the last step and up to the compacted revision name
+//! the keys that changed, and each loses the versions that can't be read any more. Then, once no
+//! reader holds a root from before that, the block store.
+//! Invariants: no answer and no hash depends on how far this has come.
+
+use super::index::{History, KeyRecord};
+use super::writer::Machine;
+use crate::model::{Fault, Revision};
+use crate::storage::record::Record;
+use std::sync::Arc;
+
+impl Machine {
+    /// One step, after looking at about `budget` records. `true`: there is more to do now. When a
+    /// reader or an image still holds what would be removed, it answers `false` and goes on with a
+    /// later call, so call it after later batches too (`trim_pending`).
+    ///
+    /// # Errors
+    /// A fault of the block store.
+    pub fn trim_step(&mut self, budget: usize) -> Result<bool, Fault> {
+        if self.root.trimmed < self.root.numbers.compacted {
+            self.trim_index(budget.max(1))?;
+            return Ok(true);
+        }
+        let upto = self.root.trimmed;
+        if self.store_trimmed >= upto || self.published.oldest_trimmed(&self.values) < upto {
+            return Ok(false);
+        }
+        let index = &self.root.index;
+        let needed = |main, sub, record: &Record| index.get(&record.key).is_some_and(|key| key.has(main, sub));
+        let progress = self.values.store.trim(upto, &needed, budget.max(1))?;
+        if !progress.more {
+            self.store_trimmed = upto;
+        }
+        Ok(progress.more)
+    }
+
+    /// Something is left to remove, perhaps only once readers let go of it.
+    #[must_use]
+    pub fn trim_pending(&self) -> bool {
+        self.store_trimmed < self.root.numbers.compacted
+    }
+
+    fn trim_index(&mut self, budget: usize) -> Result<(), Fault> {
+        let compacted = self.root.numbers.compacted;
+        let records = self.values.store.walk(self.root.trimmed + 1, budget)?;
+        let within = records.partition_point(|record| record.main <= compacted);
+        for record in &records[..within] {
+            self.trim_key(&record.key, compacted);
+        }
+        let reached = if within < records.len() { None } else { records.last().map(|record| record.main) };
+        self.root.trimmed = reached.unwrap_or(compacted);
+        self.publish();
+        Ok(())
+    }
+
+    fn trim_key(&mut self, key: &[u8], compacted: Revision) {
+        let index = &mut self.root.index;
+        let Some(record) = index.get(key).cloned() else { return };
+        let gone = record.expendable(compacted);
+        let whole = record.head.main <= compacted && !record.head.is_live();
+        for at in 0..gone {
+            let place = record.history.get(at);
+            self.values.store.note_dead(place.main, place.sub);
+            self.values.forget(place.main, place.sub);
+        }
+        if whole {
+            self.values.store.note_dead(record.head.main, record.head.sub);
+            index.remove(key);
+        } else if gone > 0 {
+            let history: History = record.history.without_oldest(gone);
+            index.insert(Arc::new(KeyRecord { key: record.key.clone(), head: record.head.clone(), history }));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What is wrong with a command whatever the state: decided before it is proposed, and again in apply.
+
+use crate::model::failure::TooMany;
+use crate::model::{Command, KeyRange, LeaseChoice, LeaseId, Op, Rejection, Txn, limits};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+/// The longest TTL in ms, as etcd's: 9,000,000,000 seconds.
+const LEASE_TTL_CEILING_MS: u64 = 9_000_000_000_000;
+
+/// Refuses what can never be applied: empty keys, too many operations, a key written twice.
+///
+/// # Errors
+/// The rejection that apply would give.
+pub fn validate(command: &Command) -> Result<(), Rejection> {
+    match command {
+        Command::Txn(txn) => {
+            limit(txn, limits::TXN_OPS_MAX, 1)?;
+            for branch in [&txn.success, &txn.failure] {
+                branch.iter().try_for_each(operation)?;
+                Written::by(branch)?;
+            }
+            Ok(())
+        }
+        Command::LeaseGrant { id, ttl_ms } => lease(*id, *ttl_ms),
+        Command::LeaseRevoke { .. }
+        | Command::Compact { .. }
+        | Command::RaiseFeatureLevel { .. }
+        | Command::SetQuota { .. } => Ok(()),
+    }
+}
+
+/// As in etcd, a nested transaction may use what its parents have left of the limit.
+fn limit(txn: &Txn, left: usize, level: usize) -> Result<(), Rejection> {
+    if level > limits::TXN_DEPTH_MAX {
+        return Err(too_many(TooMany::Levels, level, limits::TXN_DEPTH_MAX));
+    }
+    if txn.compares.len() > left {
+        return Err(too_many(TooMany::Compares, txn.compares.len(), left));
+    }
+    let operations = txn.success.len().max(txn.failure.len());
+    if operations > left {
+        return Err(too_many(TooMany::Operations, operations, left));
+    }
+    let left = left - operations.max(txn.compares.len());
+    for op in txn.success.iter().chain(&txn.failure) {
+        if let Op::Txn(inner) = op {
+            limit(inner, left, level + 1)?;
+        }
+    }
+    Ok(())
+}
+
+fn too_many(what: TooMany, count: usize, limit: usize) -> Rejection {
+    let number = |count| u64::try_from(count).unwrap_or(u64::MAX);
+    Rejection::TooManyOps { what, count: number(count), limit: number(limit) }
+}
+
+fn invalid(field: &str, problem: impl Into<String>) -> Rejection {
+    Rejection::Invalid { field: field.into(), problem: problem.into() }
+}
+
+fn operation(op: &Op) -> Result<(), Rejection> {
+    match op {
+        Op::Put(put) => {
+            if put.content_type.as_ref().is_some_and(|declared| declared.len() > limits::CONTENT_TYPE_BYTES_MAX) {
+                return Err(invalid("content_type", "too long"));
+            }
+            written_key(&put.key)?;
+            choice(put.lease)
+        }
+        Op::Add { key, min, max, lease, .. } => {
+            if let (Some(min), Some(max)) = (min, max)
+                && min > max
+            {
+                return Err(invalid("min", "min is above max"));
+            }
+            written_key(key)?;
+            choice(*lease)
+        }
+        Op::MergePatch { key, lease, .. } => {
+            written_key(key)?;
+            choice(*lease)
+        }
+        Op::Delete { .. } | Op::Range(_) => Ok(()),
+        Op::Txn(txn) => txn.success.iter().chain(&txn.failure).try_for_each(operation),
+    }
+}
+
+fn written_key(key: &Bytes) -> Result<(), Rejection> {
+    if key.is_empty() { Err(Rejection::EmptyKey) } else { Ok(()) }
+}
+
+fn choice(choice: LeaseChoice) -> Result<(), Rejection> {
+    match choice {
+        LeaseChoice::Implicit { id, ttl_ms } => lease(id, ttl_ms),
+        LeaseChoice::Detach | LeaseChoice::Keep | LeaseChoice::Attach(_) => Ok(()),
+    }
+}
+
+fn lease(id: LeaseId, ttl_ms: u64) -> Result<(), Rejection> {
+    if id <= 0 {
+        return Err(invalid("lease", "a lease's id is positive"));
+    }
+    if !(limits::LEASE_TTL_MIN_MS..=LEASE_TTL_CEILING_MS).contains(&ttl_ms) {
+        return Err(invalid(
+            "ttl",
+            format!("{ttl_ms} ms is not between {} and {LEASE_TTL_CEILING_MS}", limits::LEASE_TTL_MIN_MS),
+        ));
+    }
+    Ok(())
+}
+
+/// The keys put and ranges deleted by a list of operations and all that is nested in them.
+#[derive(Default)]
+struct Written<'a> {
+    puts: BTreeSet<&'a Bytes>,
+    deletes: Vec<&'a KeyRange>,
+}
+
+impl<'a> Written<'a> {
+    /// Refuses a key that may be written twice: put twice, or put and deleted. Both branches of a
+    /// nested transaction count, though they may both put one key; deletes may overlap.
+    fn by(ops: &'a [Op]) -> Result<Self, Rejection> {
+        let mut all = Self::default();
+        for op in ops {
+            match op {
+                Op::Put(put) => all.put(&put.key)?,
+                Op::Add { key, .. } | Op::MergePatch { key, .. } => all.put(key)?,
+                Op::Delete { range, .. } => all.deletes.push(range),
+                Op::Range(_) => {}
+                Op::Txn(txn) => {
+                    let mut inner = Self::by(&txn.success)?;
+                    let failure = Self::by(&txn.failure)?;
+                    inner.puts.extend(failure.puts);
+                    all.deletes.extend(inner.deletes);
+                    all.deletes.extend(failure.deletes);
+                    inner.puts.into_iter().try_for_each(|key| all.put(key))?;
+                }
+            }
+        }
+        match all.deletes.iter().find_map(|range| all.put_in(range)) {
+            Some(key) => Err(Rejection::DuplicateKey(key.clone())),
+            None => Ok(all),
+        }
+    }
+
+    fn put_in(&self, range: &KeyRange) -> Option<&'a Bytes> {
+        range.visible_parts().iter().find_map(|part| {
+            let end = part.end.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            self.puts.range::<Bytes, _>((Bound::Included(&part.start), end)).next().copied()
+        })
+    }
+
+    fn put(&mut self, key: &'a Bytes) -> Result<(), Rejection> {
+        if self.puts.insert(key) { Ok(()) } else { Err(Rejection::DuplicateKey(key.clone())) }
+    }
+}

@@ -1,0 +1,232 @@
+//! What readers hold: a `Reader` gives `View`s, and a view is one immutable state.
+//!
+//! Invariants: a view never changes and never blocks apply; while it is held nothing it can read is
+//! removed from the store, so hold it for one answer, not for a stream. Every read of keys is
+//! authorised here.
+
+use super::authority::{Authorized, Request, authorize};
+use super::read::{self, Source};
+use super::root::{Published, Root};
+use crate::model::event::PrevRef;
+use crate::model::{
+    Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, ListOp, ListPage, LogPosition, RangeOp,
+    RangeReply, Rejection, Revision, RevisionEvents,
+};
+use bytes::Bytes;
+use std::fmt;
+use std::sync::Arc;
+
+/// Gives the newest state, also after the machine behind it was replaced by an image.
+#[derive(Clone)]
+pub struct Reader {
+    pub(crate) published: Arc<Published>,
+}
+
+impl Reader {
+    #[must_use]
+    pub fn view(&self) -> View {
+        View { root: self.published.newest() }
+    }
+}
+
+/// One state of the store, between two batches.
+#[derive(Clone)]
+pub struct View {
+    root: Arc<Root>,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("numbers", &self.root.numbers).finish_non_exhaustive()
+    }
+}
+
+/// Sizes of a state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub keys: u64,
+    /// Deleted keys whose history is kept included.
+    pub indexed_keys: u64,
+    pub leases: u64,
+    pub idempotency_records: u64,
+    /// Logical bytes: of current keys; of superseded versions that compaction has not released; of
+    /// all that counts for the quota; and the quota.
+    pub live_bytes: u64,
+    pub retained_bytes: u64,
+    pub used_bytes: u64,
+    pub quota_bytes: u64,
+    pub cached_value_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseInfo {
+    pub id: LeaseId,
+    pub ttl_ms: u64,
+    /// Granted by a put with a TTL, for its key.
+    pub implicit: bool,
+}
+
+impl View {
+    fn source(&self) -> Source<'_> {
+        Source { root: &self.root, pending: &[], newest: self.revision() }
+    }
+
+    fn authorized<'a, T: Request>(&self, caller: &Caller, request: &'a T) -> Result<Authorized<&'a T>, Rejection> {
+        authorize(&self.root.auth, caller, request)
+    }
+
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.root.numbers.revision
+    }
+
+    /// Reads below it are refused; 0 if there was no compaction.
+    #[must_use]
+    pub fn compacted_revision(&self) -> Revision {
+        self.root.numbers.compacted
+    }
+
+    /// Log time of the last applied batch.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.root.numbers.now_ms
+    }
+
+    #[must_use]
+    pub fn applied(&self) -> Option<LogPosition> {
+        self.root.applied
+    }
+
+    #[must_use]
+    pub fn membership(&self) -> Option<(Option<LogPosition>, Bytes)> {
+        self.root.membership.clone()
+    }
+
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.root.numbers.feature_level
+    }
+
+    /// Members that have applied the same log to the same position have the same hash.
+    #[must_use]
+    pub fn state_hash(&self) -> u128 {
+        self.root.state_hash()
+    }
+
+    /// Whether `caller` may do this; watches ask it for their ranges, and writes before they are proposed.
+    ///
+    /// # Errors
+    /// `PermissionDenied`.
+    pub fn allows(&self, caller: &Caller, request: &dyn Request) -> Result<(), Rejection> {
+        authorize(&self.root.auth, caller, request).map(|_| ())
+    }
+
+    /// # Errors
+    /// Compacted or future revisions and missing rights are rejected; a broken store is a fault.
+    pub fn range(&self, caller: &Caller, op: &RangeOp) -> Result<RangeReply, Failure> {
+        Ok(self.source().range(self.authorized(caller, op)?)?)
+    }
+
+    /// # Errors
+    /// As `range`.
+    pub fn list(&self, caller: &Caller, op: &ListOp) -> Result<ListPage, Failure> {
+        Ok(self.source().list(self.authorized(caller, op)?)?)
+    }
+
+    /// `None` if the key was never seen since compaction.
+    ///
+    /// # Errors
+    /// As `range`.
+    pub fn history(&self, caller: &Caller, op: &HistoryOp) -> Result<Option<HistoryPage>, Failure> {
+        Ok(self.source().history(self.authorized(caller, op)?)?)
+    }
+
+    /// One key, now (`revision` 0) or as it was.
+    ///
+    /// # Errors
+    /// As `range`.
+    pub fn get(&self, caller: &Caller, key: &Bytes, revision: Revision) -> Result<Option<KeyValue>, Failure> {
+        let range = KeyRange::key(key.clone());
+        self.authorized(caller, &range)?;
+        let revision = self.source().readable(revision)?;
+        let Some(record) = self.root.index.get(key) else { return Ok(None) };
+        let Some(place) = record.at(revision).filter(|place| !place.tombstone) else { return Ok(None) };
+        Ok(Some(self.source().key_value(record, place, false)?))
+    }
+
+    /// The events of whole revisions from `from` on, about `max_records` of them, for the watch hub,
+    /// which asks for its watchers' rights and filters by their ranges. Empty: `from` is above the
+    /// newest revision.
+    ///
+    /// # Errors
+    /// `Compacted` if `from` is not above the compacted revision; a broken store is a fault.
+    pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
+        Ok(self.source().events(from, max_records)?)
+    }
+
+    /// The former state that an event refers to, for the watch hub.
+    ///
+    /// # Errors
+    /// `Compacted` if the version was removed meanwhile.
+    pub fn record(&self, prev: PrevRef) -> Result<KeyValue, Failure> {
+        if let Some(record) = self.root.values.get(prev.main, prev.sub, false)? {
+            return Ok(read::key_value(&record, false));
+        }
+        let numbers = self.root.numbers;
+        Err(Rejection::Compacted { requested: prev.main, compacted: numbers.compacted, current: numbers.revision }
+            .into())
+    }
+
+    /// The newest revision that was surely reached `age_ms` of log time ago; `None` if history does
+    /// not go back that far.
+    #[must_use]
+    pub fn revision_at(&self, at_ms: u64) -> Option<Revision> {
+        self.root.timeline.revision_at(at_ms, self.revision())
+    }
+
+    #[must_use]
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
+        self.root.leases.get(&id).map(|lease| LeaseInfo { id, ttl_ms: lease.ttl_ms, implicit: lease.implicit })
+    }
+
+    /// Leases with ids from `from` on.
+    #[must_use]
+    pub fn leases(&self, from: LeaseId, limit: usize) -> Vec<LeaseInfo> {
+        let leases = self.root.leases.range(from..).take(limit);
+        leases.map(|(id, lease)| LeaseInfo { id: *id, ttl_ms: lease.ttl_ms, implicit: lease.implicit }).collect()
+    }
+
+    /// Keys attached to a lease, in order, those that the caller may read.
+    #[must_use]
+    pub fn lease_keys(&self, caller: &Caller, id: LeaseId, limit: usize) -> Vec<Bytes> {
+        let keys = self.root.attached.range((id, Bytes::new())..).take_while(|(of, _)| *of == id);
+        keys.map(|(_, key)| key)
+            .filter(|key| self.allows(caller, &KeyRange::key((*key).clone())).is_ok())
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let root = &self.root;
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        Stats {
+            keys: root.index.live(),
+            indexed_keys: root.index.entries(),
+            leases: number(root.leases.len()),
+            idempotency_records: number(root.idempotency.len()),
+            live_bytes: root.numbers.live_bytes,
+            retained_bytes: root.timeline.bytes(),
+            used_bytes: root.used_bytes(),
+            quota_bytes: root.numbers.quota_bytes,
+            cached_value_bytes: root.values.cached_bytes(),
+        }
+    }
+}

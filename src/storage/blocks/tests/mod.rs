@@ -1,0 +1,369 @@
+//! The block store against a naive model, under concurrency, with broken engines, and under load.
+
+mod broken;
+mod concurrent;
+mod model;
+mod soak;
+
+use super::*;
+use crate::storage::engine::EngineBatch;
+use crate::storage::memory::MemoryEngine;
+use crate::storage::record::RecordKind;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn must_not_fail() -> Fatal {
+    Arc::new(|fault: &Fault| panic!("{fault}"))
+}
+
+fn options() -> BlockOptions {
+    BlockOptions::new(must_not_fail())
+}
+
+fn memory_store() -> BlockStore {
+    BlockStore::new(Arc::new(MemoryEngine::new()), options()).unwrap()
+}
+
+/// A record whose every byte follows from its place, so that any reader can check it.
+fn record(main: i64, sub: u32, value_bytes: usize) -> Arc<Record> {
+    let seed = main.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(sub));
+    let byte = seed.to_le_bytes()[3];
+    Arc::new(Record {
+        main,
+        sub,
+        kind: RecordKind::Put,
+        create_revision: main - 1,
+        version: main,
+        lease: if byte % 3 == 0 { main } else { 0 },
+        content_type: (byte % 5 == 0).then(|| Arc::from("text/plain")),
+        key: Bytes::from(format!("key/{main}/{sub}")),
+        value: Bytes::from(vec![byte; value_bytes]),
+    })
+}
+
+/// Trims until there is nothing more to do.
+fn trim_all(store: &BlockStore, upto: i64, keep: &dyn Fn(i64, u32, &Record) -> bool) -> TrimProgress {
+    let mut total = TrimProgress::default();
+    loop {
+        let step = store.trim(upto, keep, 100).unwrap();
+        total.examined += step.examined;
+        total.removed += step.removed;
+        if !step.more {
+            return TrimProgress { pinned: step.pinned, ..total };
+        }
+        store.settle().unwrap();
+    }
+}
+
+/// A memory engine that counts what is asked of it.
+#[derive(Debug, Default)]
+struct Counting {
+    engine: MemoryEngine,
+    gets: AtomicU64,
+    commits: AtomicU64,
+}
+
+impl Engine for Counting {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        self.engine.get(key)
+    }
+    fn floor(&self, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, Fault> {
+        self.engine.floor(key)
+    }
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, Fault> {
+        self.engine.scan(from, to, limit)
+    }
+    fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.engine.commit(batch)
+    }
+    fn disk_bytes(&self) -> Result<u64, Fault> {
+        self.engine.disk_bytes()
+    }
+}
+
+fn stored_blocks(engine: &dyn Engine) -> usize {
+    engine.scan(b"", b"\xff", usize::MAX).unwrap().len()
+}
+
+#[test]
+fn engine_keys_sort_like_places() {
+    let places = [(i64::MIN, 9), (-1, 0), (0, 0), (0, 1), (1, 0), (1, u32::MAX), (256, 0), (i64::MAX, 0)];
+    let keys: Vec<_> = places.iter().map(|place| engine_key(*place)).collect();
+    assert!(keys.is_sorted());
+}
+
+#[test]
+fn records_are_found_in_the_tail_in_flight_and_in_the_engine() {
+    let engine = Arc::new(Counting::default());
+    let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
+    for main in 1..=100 {
+        store.append(vec![record(main, 0, 1000), record(main, 1, 0)]).unwrap();
+        assert_eq!(store.get(main, 1).unwrap(), Some(record(main, 1, 0)));
+    }
+    store.settle().unwrap();
+    let stats = store.stats();
+    assert!(stats.blocks >= 6 && stats.tail_records > 0 && stats.pending_bytes == 0, "{stats:?}");
+    assert_eq!(stats.records + stats.tail_records, 200);
+    assert_eq!(stored_blocks(&*engine), usize::try_from(stats.blocks).unwrap());
+    for main in 1..=100 {
+        assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 1000)));
+        assert_eq!(store.get(main, 1).unwrap(), Some(record(main, 1, 0)));
+        assert_eq!(store.get(main, 2).unwrap(), None);
+    }
+    assert_eq!(store.get(0, 0).unwrap(), None);
+    assert_eq!(store.get(101, 0).unwrap(), None);
+    // Each block was fetched once, the cache served the rest.
+    assert_eq!(engine.gets.load(Ordering::Relaxed), stats.blocks);
+}
+
+#[test]
+fn blocks_have_the_size_aimed_at_and_huge_records_stand_alone() {
+    let engine = Arc::new(MemoryEngine::new());
+    let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
+    for main in 1..=500 {
+        store.append(vec![record(main, 0, 300), record(main, 1, if main % 50 == 0 { 100_000 } else { 20 })]).unwrap();
+    }
+    store.settle().unwrap();
+    let sizes: Vec<usize> =
+        engine.scan(b"", b"\xff", usize::MAX).unwrap().iter().map(|(_, block)| block.len()).collect();
+    assert_eq!(sizes.iter().filter(|size| **size > 100_000).count(), 10);
+    for size in &sizes {
+        assert!(*size < 16 << 10 || (100_000..100_200).contains(size), "{size}");
+    }
+    let full = sizes.iter().filter(|size| (12 << 10..16 << 10).contains(*size)).count();
+    assert!(full + 22 >= sizes.len(), "few are smaller: {sizes:?}");
+}
+
+#[test]
+fn only_rising_records_are_taken() {
+    let (store, told) = broken::failing_store(Arc::new(MemoryEngine::new()));
+    store.append(vec![record(5, 0, 1)]).unwrap();
+    assert!(store.append(vec![record(6, 0, 1), record(6, 0, 1)]).is_err());
+    assert!(told.recv().unwrap().to_string().contains("appended after"));
+    assert!(store.get(5, 0).is_err(), "a store that failed answers nothing");
+}
+
+#[test]
+fn a_walk_returns_whole_revisions_across_blocks_and_tail() {
+    let store = memory_store();
+    for main in 1..=200 {
+        store.append((0..=u32::try_from(main % 7).unwrap()).map(|sub| record(main, sub, 200)).collect()).unwrap();
+    }
+    for from in [0, 1, 2, 57, 199, 200, 201] {
+        for max in [0, 1, 3, 50, usize::MAX] {
+            let records = store.walk(from, max).unwrap();
+            assert_eq!(records.is_empty(), from > 200);
+            let Some(last) = records.last() else { continue };
+            assert_eq!(last.sub, u32::try_from(last.main % 7).unwrap(), "the last revision is whole");
+            assert_eq!(records[0].place(), (from.max(1), 0));
+            assert!(records.len() < max.saturating_add(7));
+            assert!(records.iter().map(|record| record.place()).is_sorted());
+            let expected: usize = (from.max(1)..=last.main).map(|main| usize::try_from(main % 7).unwrap() + 1).sum();
+            assert_eq!(records.len(), expected);
+        }
+    }
+    store.append((0..100).map(|sub| record(201, sub, 100_000)).collect()).unwrap();
+    store.append(vec![record(202, 0, 1)]).unwrap();
+    let records = store.walk(201, usize::MAX).unwrap();
+    assert_eq!(records.len(), 100, "bounded in bytes too, but never inside a revision");
+}
+
+#[test]
+fn a_trim_drops_dead_blocks_unread() {
+    let engine = Arc::new(Counting::default());
+    let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
+    for main in 1..=1000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    store.settle().unwrap();
+    let sealed = i64::try_from(store.stats().records).unwrap();
+    (1..=sealed).for_each(|main| store.note_dead(main, 0));
+    assert_eq!(store.stats().live_records, 0);
+    let progress = trim_all(&store, 1000, &|_, _, _| panic!("nothing is to be read"));
+    assert_eq!(progress.removed, usize::try_from(sealed).unwrap());
+    assert_eq!(engine.gets.load(Ordering::Relaxed), 0);
+    store.settle().unwrap();
+    assert_eq!(stored_blocks(&*engine), 0);
+    let stats = store.stats();
+    assert_eq!((stats.blocks, stats.bytes, stats.live_bytes), (0, 0, 0));
+    assert_eq!(store.get(1, 0).unwrap(), None);
+    assert_eq!(store.walk(0, 10).unwrap().first().map(|record| record.main), Some(sealed + 1));
+}
+
+#[test]
+fn wrong_words_about_the_dead_cost_no_record() {
+    let store = memory_store();
+    for main in 1..=1000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    store.settle().unwrap();
+    // As many words as there are records, but one of them twice over, or of none at all.
+    (1..=1000).for_each(|_| store.note_dead(1, 0));
+    (200..=1000).for_each(|main| store.note_dead(main, 7));
+    let sealed = usize::try_from(store.stats().records).unwrap();
+    assert_eq!(trim_all(&store, 1000, &|main, _, _| main != 1).removed, 0);
+    assert!((1..=1000).all(|main| store.get(main, 0).unwrap().is_some()));
+    assert_eq!(store.stats().live_records, u64::try_from(sealed - 1).unwrap());
+    assert!(trim_all(&store, 1000, &|_, _, _| false).examined == 0, "and what was examined is right again");
+}
+
+#[test]
+fn a_trim_merges_what_survives_into_full_blocks() {
+    let store = memory_store();
+    for main in 1..=5000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    store.settle().unwrap();
+    let before = store.stats();
+    let keep = |main: i64, _: u32, _: &Record| main % 10 == 0;
+    trim_all(&store, 5000, &keep);
+    store.settle().unwrap();
+    let after = store.stats();
+    assert!(after.blocks <= before.blocks / 5, "{before:?} {after:?}");
+    assert_eq!(after.records, after.live_records);
+    for main in 1..=5000 {
+        let expected = (main % 10 == 0).then(|| record(main, 0, 100));
+        if main <= i64::try_from(before.records).unwrap() {
+            assert_eq!(store.get(main, 0).unwrap(), expected);
+        }
+    }
+    let again = trim_all(&store, 5000, &keep);
+    assert_eq!(again.removed, 0, "and there is nothing left to do");
+    assert!(again.examined < 300, "blocks are examined once, not at every trim: {again:?}");
+}
+
+#[test]
+fn a_trim_goes_by_bytes_and_not_by_the_number_of_records() {
+    let store = memory_store();
+    // In every block one large record that dies and many small ones that live.
+    for main in 1..=3000 {
+        store.append(vec![record(main, 0, if main % 20 == 0 { 9000 } else { 10 })]).unwrap();
+    }
+    store.settle().unwrap();
+    let sealed = i64::try_from(store.stats().records).unwrap();
+    trim_all(&store, 0, &|_, _, _| true);
+    (1..=sealed).filter(|main| main % 20 == 0).for_each(|main| store.note_dead(main, 0));
+    trim_all(&store, 3000, &|main, _, _| main % 20 != 0);
+    let stats = store.stats();
+    assert!(stats.bytes < 300_000, "{stats:?}");
+}
+
+#[test]
+fn a_trim_respects_its_budget_and_its_bound() {
+    let store = memory_store();
+    for main in 1..=2000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    store.settle().unwrap();
+    let seen = RwLock::new(BTreeSet::new());
+    let nothing = |main: i64, _: u32, _: &Record| {
+        seen.write().insert(main);
+        false
+    };
+    let progress = store.trim(1000, &nothing, 150).unwrap();
+    assert!(progress.more && progress.examined < 450, "{progress:?}");
+    trim_all(&store, 1000, &nothing);
+    assert!(seen.read().iter().all(|main| *main <= 1000));
+    assert!((1001..=2000).all(|main| store.get(main, 0).unwrap().is_some()));
+    let left = (1..=1000).filter(|main| store.get(*main, 0).unwrap().is_some()).count();
+    assert!(left < 130, "only the block across the bound is left: {left}");
+}
+
+#[test]
+fn a_pin_holds_trims_back_until_it_is_dropped() {
+    let store = memory_store();
+    for main in 1..=2000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    let pins = [store.pin(700), store.pin(300), store.pin(700)];
+    assert_eq!((store.stats().pins, pins[0].main()), (3, 700));
+    let dead = i64::try_from(store.stats().records).unwrap();
+    (1..=dead).for_each(|main| store.note_dead(main, 0));
+    let progress = trim_all(&store, dead, &|_, _, _| false);
+    assert!(progress.removed > 1000 && progress.pinned, "{progress:?}");
+    assert!((1..=700).all(|main| store.get(main, 0).unwrap().is_some()));
+    let [first, second, third] = pins;
+    drop(first);
+    assert_eq!(trim_all(&store, dead, &|_, _, _| false).removed, 0);
+    drop(third);
+    trim_all(&store, dead, &|_, _, _| false);
+    assert!((1..=300).all(|main| store.get(main, 0).unwrap().is_some()));
+    assert!(store.get(600, 0).unwrap().is_none());
+    drop(second);
+    assert!(!trim_all(&store, dead, &|_, _, _| false).pinned);
+    assert_eq!(store.stats().blocks, 0);
+}
+
+#[test]
+fn a_reset_begins_anew() {
+    let store = memory_store();
+    for main in 1..=500 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+    }
+    let engine = Arc::new(MemoryEngine::new());
+    store.reset(Arc::clone(&engine) as Arc<dyn Engine>);
+    assert_eq!(store.stats(), BlockStats::default());
+    assert_eq!(store.get(1, 0).unwrap(), None);
+    for main in 1..=500 {
+        store.append(vec![record(main, 0, 50)]).unwrap();
+    }
+    store.settle().unwrap();
+    assert!((1..=500).all(|main| store.get(main, 0).unwrap() == Some(record(main, 0, 50))));
+    assert_eq!(stored_blocks(&*engine), usize::try_from(store.stats().blocks).unwrap());
+}
+
+#[test]
+fn a_closed_store_refuses_and_lets_go_of_its_engine() {
+    let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+    let store = BlockStore::new(Arc::clone(&engine), options()).unwrap();
+    store.append(vec![record(1, 0, 100)]).unwrap();
+    store.close();
+    store.close();
+    assert!(store.append(vec![record(2, 0, 100)]).is_err());
+    assert!(store.get(1, 0).is_err());
+    assert!(store.settle().is_err());
+    drop(store);
+    assert_eq!(Arc::strong_count(&engine), 1);
+}
+
+#[test]
+fn a_grown_engine_is_replaced_in_the_background() {
+    let engines = Arc::new(RwLock::new(Vec::new()));
+    let made = Arc::clone(&engines);
+    let factory = move || {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+        made.write().push(Arc::downgrade(&engine));
+        Ok(engine)
+    };
+    let first = factory().unwrap();
+    let rewrite = Rewrite { min_bytes: 100_000, ..Rewrite::new(Arc::new(factory)) };
+    let store = BlockStore::new(first, BlockOptions { rewrite: Some(rewrite), ..options() }).unwrap();
+    // The newest stay a while, so that blocks are written before most of their records die.
+    let keep = |main: i64, _: u32, _: &Record| main % 40 == 0;
+    let mut sealed = 0;
+    for main in 1..=20_000 {
+        store.append(vec![record(main, 0, 100)]).unwrap();
+        if main % 500 == 0 {
+            store.settle().unwrap();
+            sealed = main - i64::try_from(store.stats().tail_records).unwrap();
+            trim_all(&store, main, &keep);
+        }
+    }
+    store.settle().unwrap();
+    let stats = store.stats();
+    assert!(stats.rewrites >= 3, "{stats:?}");
+    for main in (1..=sealed).filter(|main| main % 40 == 0) {
+        assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 100)));
+    }
+    let engines = engines.read();
+    assert_eq!(u64::try_from(engines.len()).unwrap(), stats.rewrites + 1);
+    let living = engines.iter().filter_map(std::sync::Weak::upgrade).count();
+    assert!(living <= 2, "replaced engines are dropped: {living} of {} live", engines.len());
+    let newest = engines.last().and_then(std::sync::Weak::upgrade).unwrap();
+    assert_eq!(stored_blocks(&*newest), usize::try_from(stats.blocks).unwrap());
+    assert!(newest.disk_bytes().unwrap() < 2 * stats.bytes + 200_000, "{stats:?}");
+}

@@ -1,0 +1,270 @@
+//! The one writer: takes a group, writes it, syncs it, then calls back.
+//!
+//! The first failed write or sync is final. It calls the fatal handler, then fails every waiting
+//! callback, and nothing is written or acknowledged after it.
+
+use super::state::{Life, OpenSegment, Piece};
+use super::{Done, Fatal, Shared, WalOptions, segment};
+use crate::model::Fault;
+use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::mutant::Mutant;
+use std::io;
+use std::sync::Arc;
+
+/// A buffer larger than this is not kept for the next group.
+const RECYCLED_BYTES_MAX: usize = 4 << 20;
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    options: WalOptions,
+    active: Option<(u32, Arc<dyn DiskFile>)>,
+    spare: Option<Arc<dyn DiskFile>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("active", &self.active).field("spare", &self.spare).finish_non_exhaustive()
+    }
+}
+
+/// Fails the log if the writer's thread ends by a panic, so that nobody waits for it.
+struct PanicGuard {
+    shared: Arc<Shared>,
+    fatal: Fatal,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let fault = Fault::Invariant("the log's writer, or a callback on it, panicked".into());
+            self.shared.fail(&fault, &*self.fatal, Vec::new());
+        }
+    }
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        disk: Arc<dyn Disk>,
+        options: WalOptions,
+        active: Option<(u32, Arc<dyn DiskFile>)>,
+    ) -> Self {
+        Self { shared, disk, options, active, spare: None }
+    }
+
+    /// Runs until the log is closed or has failed.
+    pub(super) fn run(mut self) {
+        let _guard = PanicGuard { shared: self.shared.clone(), fatal: self.options.fatal.clone() };
+        while let Some(group) = self.next_group(true) {
+            if !self.write_group(group) {
+                return;
+            }
+        }
+    }
+
+    /// Writes what is queued now. False if the log has failed.
+    pub(super) fn pump(&mut self) -> bool {
+        while let Some(group) = self.next_group(false) {
+            if !self.write_group(group) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The next group, or `None`: at the end, and without `wait` also when nothing is queued.
+    fn next_group(&self, wait: bool) -> Option<Vec<Piece>> {
+        let idle_mark = if wait { self.options.idle_mark } else { None };
+        let mut state = self.shared.state.lock();
+        loop {
+            if matches!(state.life, Life::Failed(_)) {
+                return None;
+            }
+            if !state.pieces.is_empty() {
+                return Some(state.take_group());
+            }
+            if matches!(state.life, Life::Closing) {
+                let done = state.marked && !state.committed_unsaved;
+                return if done { None } else { Some(state.take_mark()) };
+            }
+            if !wait {
+                return None;
+            }
+            state.writer_waits = true;
+            let idle = match idle_mark {
+                Some(idle) if !state.marked => self.shared.work.wait_for(&mut state, idle).timed_out(),
+                _ => {
+                    self.shared.work.wait(&mut state);
+                    false
+                }
+            };
+            state.writer_waits = false;
+            if idle && state.pieces.is_empty() && matches!(state.life, Life::Open) {
+                return Some(state.take_mark());
+            }
+        }
+    }
+
+    /// Makes a group durable and calls back, piece by piece. False after a failure.
+    pub(super) fn write_group(&mut self, group: Vec<Piece>) -> bool {
+        let mut rotated = false;
+        let mut pieces = group.into_iter();
+        while let Some(mut piece) = pieces.next() {
+            rotated |= piece.begins_segment();
+            let result = self.write_piece(&piece);
+            let done = std::mem::take(&mut piece.done);
+            if let Err(fault) = result {
+                self.fail(fault, done.into_iter().chain(pieces.flat_map(|piece| piece.done)).collect());
+                return false;
+            }
+            let delete_before = piece.delete_before;
+            self.note_written(piece);
+            for done in done {
+                done(Ok(()));
+            }
+            if let Err(fault) = self.delete_before(delete_before) {
+                self.fail(fault, pieces.flat_map(|piece| piece.done).collect());
+                return false;
+            }
+        }
+        if rotated && let Err(fault) = self.prepare_spare() {
+            self.fail(fault, Vec::new());
+            return false;
+        }
+        true
+    }
+
+    fn write_piece(&mut self, piece: &Piece) -> Result<(), Fault> {
+        if piece.bytes.is_empty() {
+            return Ok(());
+        }
+        self.options.observer.started();
+        if piece.begins_segment() {
+            self.begin_segment(piece)?;
+        } else {
+            let (_, file) = self
+                .active
+                .as_ref()
+                .filter(|(segment, _)| *segment == piece.segment)
+                .ok_or_else(|| Fault::Invariant(format!("segment {} is not being written", piece.segment)))?;
+            file.write_at(&piece.bytes, u64::from(piece.start)).map_err(|e| self.fault("write", piece.segment, &e))?;
+            self.options.observer.syncing();
+            if self.must_sync(piece) {
+                self.check_sync(file.sync_data(), piece.segment)?;
+            }
+        }
+        self.options.observer.finished(piece.bytes.len());
+        Ok(())
+    }
+
+    fn fault(&self, what: &str, segment: u32, error: &io::Error) -> Fault {
+        let path = self.options.dir.join(segment::file_name(segment));
+        Fault::io(format!("log: {what} {}", path.display()), error)
+    }
+
+    fn must_sync(&self, piece: &Piece) -> bool {
+        match self.options.planted() {
+            Some(Mutant::NoFsyncOnAppend) => piece.vote,
+            Some(Mutant::NoFsyncOnVote) => piece.entries || !piece.vote,
+            _ => true,
+        }
+    }
+
+    fn check_sync(&self, outcome: io::Result<()>, segment: u32) -> Result<(), Fault> {
+        match outcome {
+            Err(_) if self.options.planted() == Some(Mutant::FsyncErrorIgnored) => Ok(()),
+            other => other.map_err(|error| self.fault("sync", segment, &error)),
+        }
+    }
+
+    /// The segment gets its name only when its header and first records are durable: a named segment
+    /// without a sound header is damaged, not torn.
+    fn begin_segment(&mut self, piece: &Piece) -> Result<(), Fault> {
+        let reserved = self.spare.take();
+        let fault = |what: &str, error: &io::Error| self.fault(what, piece.segment, error);
+        let file = match reserved {
+            Some(file) => file,
+            None => self.make_spare().map_err(|error| fault("allocate", &error))?,
+        };
+        let dir = &self.options.dir;
+        file.write_at(&piece.bytes, 0).map_err(|error| fault("write", &error))?;
+        self.options.observer.syncing();
+        self.check_sync(file.sync_data(), piece.segment)?;
+        let path = dir.join(segment::file_name(piece.segment));
+        self.disk.rename(&dir.join(segment::SPARE_NAME), &path).map_err(|error| fault("name", &error))?;
+        self.check_sync(self.disk.sync_dir(dir), piece.segment)?;
+        self.active = Some((piece.segment, file.clone()));
+        let mut state = self.shared.state.lock();
+        state.spare_ready = false;
+        state.files.insert(piece.segment, OpenSegment { file, seed: piece.seed });
+        Ok(())
+    }
+
+    fn make_spare(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.options.dir.join(segment::SPARE_NAME);
+        let file = self.disk.create(&path)?;
+        if let Err(error) = file.allocate(u64::from(self.options.segment_bytes_clamped())) {
+            // The name must be free for the next try; if it can't be freed that one fails.
+            drop(self.disk.remove(&path));
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// Keeps the space of the next segment in reserve. A full disk is not a failure here: what is
+    /// reserved already can be used up, and it is tried again when segments are deleted.
+    pub(super) fn prepare_spare(&mut self) -> Result<(), Fault> {
+        if self.spare.is_some() {
+            return Ok(());
+        }
+        match self.make_spare() {
+            Ok(file) => self.spare = Some(file),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
+            Err(error) => {
+                let path = self.options.dir.join(segment::SPARE_NAME);
+                return Err(Fault::io(format!("log: allocate {}", path.display()), &error));
+            }
+        }
+        self.shared.state.lock().spare_ready = true;
+        Ok(())
+    }
+
+    /// Deletes the segments below `needed`, none of which has a live entry.
+    pub(super) fn delete_before(&mut self, needed: u32) -> Result<(), Fault> {
+        let dropped: Vec<u32> = {
+            let mut state = self.shared.state.lock();
+            let kept = state.files.split_off(&needed);
+            std::mem::replace(&mut state.files, kept).into_keys().collect()
+        };
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        for segment in &dropped {
+            let path = self.options.dir.join(segment::file_name(*segment));
+            self.disk.remove(&path).map_err(|error| self.fault("remove", *segment, &error))?;
+        }
+        self.disk.sync_dir(&self.options.dir).map_err(|error| self.fault("sync the directory of", needed, &error))?;
+        self.prepare_spare()
+    }
+
+    fn note_written(&self, piece: Piece) {
+        let end = piece.end();
+        let mut bytes = piece.bytes;
+        let mut state = self.shared.state.lock();
+        state.written = state.written.max(end);
+        state.queued_bytes -= bytes.len();
+        let written = state.written;
+        state.index.evict(written, self.options.cache_bytes);
+        if bytes.capacity() <= RECYCLED_BYTES_MAX && bytes.capacity() > state.recycled.capacity() {
+            bytes.clear();
+            state.recycled = bytes;
+        }
+        drop(state);
+        self.shared.room.notify_all();
+    }
+
+    fn fail(&self, fault: Fault, waiting: Vec<Done>) {
+        self.shared.fail(&fault, &*self.options.fatal, waiting);
+    }
+}
