@@ -150,6 +150,29 @@ fn a_block_replaced_while_it_is_copied_to_a_new_engine_stays_readable() {
 }
 
 #[test]
+fn a_block_replaced_while_it_is_written_stays_readable() {
+    let (store, hooks) = hooked_store(None);
+    let (filled, wait) = std::sync::mpsc::sync_channel(1);
+    let (of_first, of_second) = (Arc::clone(&store), Arc::clone(&store));
+    hooks.before_commit.lock().push_back(Box::new(move || {
+        wait.recv().unwrap();
+        trim(&of_first);
+    }));
+    hooks.before_commit.lock().push_back(Box::new(move || {
+        for main in (1..=60).filter(|main| main % 9 == 1).chain(61..=100) {
+            assert_eq!(of_second.get(main, 0).unwrap(), Some(record(main, 0, 1000)));
+        }
+    }));
+    fill(&store, 100);
+    filled.send(()).unwrap();
+    store.settle().unwrap();
+    assert!(hooks.before_commit.lock().is_empty());
+    for main in (1..=60).filter(|main| main % 9 == 1).chain(61..=100) {
+        assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 1000)));
+    }
+}
+
+#[test]
 fn a_reset_during_a_rewrite_ends_it() {
     let (store, hooks) = hooked_store(Some(150_000));
     let of_hook = Arc::clone(&store);
