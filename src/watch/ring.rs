@@ -40,6 +40,10 @@ impl Ring {
 
     pub(super) fn push(&mut self, events: RevisionEvents) {
         assert!(events.revision > self.revision, "revision {} published after {}", events.revision, self.revision);
+        if events.revision != self.revision + 1 {
+            // What lies between was not published here: history has it.
+            self.reset(events.revision - 1);
+        }
         self.revision = events.revision;
         let bytes = events_bytes(&events.events);
         self.bytes += bytes;

@@ -4,10 +4,10 @@
 use super::check::{Violation, check};
 use super::http::Client;
 use super::linear;
-use super::op::{Answer, Log, Op, State};
+use super::op::{Answer, Key, Log, Op, State};
 use super::server::{Server, Setup};
 use super::workload::{Pool, Workload};
-use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,9 +42,13 @@ impl Campaign {
     }
 
     /// Holds the journals of one window against the restarted member.
-    pub(crate) fn verify(&mut self, ops: Vec<Op>) {
+    pub(crate) fn verify(&mut self, mut ops: Vec<Op>) {
+        let restarted = self.pool.now();
+        for op in ops.iter_mut().filter(|op| op.answer == Answer::Unknown) {
+            op.returned = restarted;
+        }
         let mut client = self.setup.client();
-        let log = read_log(&mut client, self.state.revision);
+        let log = read_log(&mut client, self.state.revision, &keys_of(&ops));
         if let Err(Violation { kind, detail }) = check(&self.state, &ops, &log) {
             panic!("VIOLATION after fault {} (seed {}): {kind:?}: {detail}", self.faults, self.seed);
         }
@@ -58,7 +62,10 @@ impl Campaign {
     pub(crate) fn conclude(&mut self, server: Server, name: &str) {
         let seed = self.seed;
         let mut client = self.setup.client();
-        assert!(read_log(&mut client, 1) == self.log, "VIOLATION (seed {seed}): history changed after it was read");
+        assert!(
+            read_log(&mut client, 1, &keys_of(&self.ops)) == self.log,
+            "VIOLATION (seed {seed}): history changed after it was read"
+        );
         let listed = read_state(&mut client);
         assert!(listed == self.state, "VIOLATION (seed {seed}): the listing is not what history leads to");
         let hash = read_hash(&mut client);
@@ -89,28 +96,51 @@ impl Campaign {
     }
 }
 
-/// What happened after a revision, by the store's own account (long polls of its watch).
-pub(crate) fn read_log(client: &mut Client, after: i64) -> Log {
-    let target = client.get("/v1/kv?prefix=&count_only").expect("the member answers").revision();
-    let (mut log, mut position) = (Log::new(), after);
-    while position < target {
-        let path = format!("/v1/watch?after={position}&wait=1s&limit=1000&format=json");
-        let answer = client.get(&path).expect("the member answers");
-        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
-        let page = answer.json();
-        for event in page["events"].as_array().expect("events") {
-            let key = event["key"].as_str().expect("a text key").to_owned();
-            let value = (event["type"] == "put").then(|| event["value"].as_str().expect("a text value").to_owned());
-            let revision = event["revision"].as_i64().expect("a revision");
-            assert!(revision > position, "VIOLATION: revision {revision} again after {position}");
-            let twice = log.entry(revision).or_default().insert(key, value);
-            assert!(twice.is_none(), "VIOLATION: a key twice in revision {revision}");
+/// What happened after a revision, by the store's own account: the histories of these keys and of
+/// all that are there. A change to a key that is neither leaves a gap in the revisions.
+pub(crate) fn read_log(client: &mut Client, after: i64, keys: &BTreeSet<Key>) -> Log {
+    let mut keys = keys.clone();
+    let listed = read_state(client).keys.into_iter().filter(|(_, (revision, _))| *revision > after);
+    keys.extend(listed.map(|(key, _)| key));
+    let mut log = Log::new();
+    for key in keys {
+        for (revision, value) in read_history(client, &key, after) {
+            let twice = log.entry(revision).or_default().insert(key.clone(), value);
+            assert!(twice.is_none(), "VIOLATION: {key} twice in revision {revision}");
         }
-        let reached = page["revision"].as_i64().expect("a revision");
-        assert!(reached > position || page["events"] == Value::Array(Vec::new()), "no progress at {position}: {page}");
-        position = reached;
     }
     log
+}
+
+/// Versions of one key after a revision, newest first.
+fn read_history(client: &mut Client, key: &Key, after: i64) -> Vec<(i64, Option<String>)> {
+    let mut versions = Vec::new();
+    let mut before = String::new();
+    loop {
+        let answer = client.get(&format!("/v1/history/{key}?limit=1000{before}")).expect("the member answers");
+        if answer.status == 404 {
+            return versions;
+        }
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        let page = answer.json();
+        for item in page["items"].as_array().expect("items") {
+            let revision = item["revision"].as_i64().expect("a revision");
+            if revision <= after {
+                return versions;
+            }
+            let value = (item["type"] == "put").then(|| item["value"].as_str().expect("a text value").to_owned());
+            versions.push((revision, value));
+        }
+        match page["next_before"].as_i64() {
+            Some(next) => before = format!("&before={next}"),
+            None => return versions,
+        }
+    }
+}
+
+/// Every key that these operations named.
+fn keys_of(ops: &[Op]) -> BTreeSet<Key> {
+    ops.iter().flat_map(|op| op.action.keys()).cloned().collect()
 }
 
 fn read_state(client: &mut Client) -> State {

@@ -81,14 +81,6 @@ impl Client {
         stream.set_nodelay(true)?;
         Ok(BufReader::new(stream))
     }
-
-    /// Sends a GET and hands out the connection after the head of a 200: for streams.
-    pub(crate) fn stream(&self, path: &str) -> io::Result<BufReader<TcpStream>> {
-        let mut connection = self.connect()?;
-        send(&mut connection, "GET", path, &[], b"")?;
-        let (status, _) = read_head(&mut connection)?;
-        if status == 200 { Ok(connection) } else { Err(io::Error::other(format!("status {status}"))) }
-    }
 }
 
 fn send(

@@ -22,6 +22,8 @@ pub(crate) enum Verdict {
 struct Step {
     call: u64,
     returned: u64,
+    /// It may also never have happened.
+    optional: bool,
     effect: Effect,
 }
 
@@ -72,8 +74,9 @@ impl Effect {
 pub(crate) fn check(ops: &[Op]) -> Result<usize, (Key, Verdict)> {
     let mut keys: BTreeMap<&Key, Vec<Step>> = BTreeMap::new();
     for op in ops {
+        let optional = op.answer == Answer::Unknown;
         for (key, effect) in effects(op) {
-            keys.entry(key).or_default().push(Step { call: op.call, returned: op.returned, effect });
+            keys.entry(key).or_default().push(Step { call: op.call, returned: op.returned, optional, effect });
         }
     }
     let count = keys.len();
@@ -127,68 +130,108 @@ fn effects(op: &Op) -> Vec<(&Key, Effect)> {
     }
 }
 
-/// Steps in the order of their calls; which are done is a bit set, and with it goes the state.
+/// The order found so far: which steps are in it, and the state they lead to.
+struct Order<'a> {
+    steps: Vec<&'a Step>,
+    taken: Vec<bool>,
+    state: Value,
+    /// Steps that must be in it and are.
+    finished: usize,
+    /// Everything before this step is in the order.
+    first: usize,
+    /// The latest call among the steps taken: what had ended before it is too late.
+    latest_call: u64,
+    seen: HashSet<(Vec<u64>, Value)>,
+}
+
+/// What to go back to.
+struct Choice {
+    at: usize,
+    state: Value,
+    first: usize,
+    latest_call: u64,
+}
+
 fn search(steps: &[Step]) -> Verdict {
-    let mut steps: Vec<&Step> = steps.iter().collect();
-    steps.sort_by_key(|step| step.call);
-    let must: usize = steps.iter().filter(|step| step.returned != u64::MAX).count();
-    let mut done = vec![false; steps.len()];
-    let mut seen: HashSet<(Vec<u64>, Value)> = HashSet::new();
-    // Each level: the state before, where to go on looking, and what was taken.
-    let mut stack: Vec<(Value, usize, usize)> = Vec::new();
-    let (mut state, mut from, mut finished, mut first, mut tried): (Value, usize, usize, usize, usize) =
-        (None, 0, 0, 0, 0);
-    loop {
-        if finished == must {
+    let mut order = Order::new(steps);
+    let must = steps.iter().filter(|step| !step.optional).count();
+    let mut choices: Vec<Choice> = Vec::new();
+    let mut from = 0;
+    for _ in 0..STEPS_MAX {
+        if order.finished == must {
             return Verdict::Linearizable;
         }
-        tried += 1;
-        if tried > STEPS_MAX {
-            return Verdict::TooHard;
-        }
-        while first < steps.len() && done[first] {
-            first += 1;
-        }
-        from = from.max(first);
-        // Nothing may go before a step that had returned before it was called.
-        let horizon = earliest_return(&steps[first..], &done[first..]);
-        let next = (from..steps.len()).take_while(|at| steps[*at].call <= horizon).find_map(|at| {
-            if done[at] {
-                return None;
-            }
-            let after = steps[at].effect.apply(&state)?;
-            done[at] = true;
-            let new = seen.insert((bits(&done), after.clone()));
-            if !new {
-                done[at] = false;
-            }
-            new.then_some((at, after))
-        });
-        if let Some((at, after)) = next {
-            stack.push((std::mem::replace(&mut state, after), at, first));
-            finished += usize::from(steps[at].returned != u64::MAX);
+        if let Some(choice) = order.take(from) {
+            choices.push(choice);
             from = 0;
-        } else if let Some((before, at, earlier)) = stack.pop() {
-            done[at] = false;
-            finished -= usize::from(steps[at].returned != u64::MAX);
-            (state, from, first) = (before, at + 1, earlier);
+        } else if let Some(choice) = choices.pop() {
+            from = choice.at + 1;
+            order.give_back(choice);
         } else {
             return Verdict::Broken;
         }
     }
+    Verdict::TooHard
 }
 
-fn earliest_return(steps: &[&Step], done: &[bool]) -> u64 {
-    let mut horizon = u64::MAX;
-    for (step, done) in steps.iter().zip(done) {
-        if step.call > horizon {
-            break;
-        }
-        if !done {
-            horizon = horizon.min(step.returned);
-        }
+impl<'a> Order<'a> {
+    fn new(steps: &'a [Step]) -> Self {
+        let mut steps: Vec<&Step> = steps.iter().collect();
+        steps.sort_by_key(|step| step.call);
+        let taken = vec![false; steps.len()];
+        Self { steps, taken, state: None, finished: 0, first: 0, latest_call: 0, seen: HashSet::new() }
     }
-    horizon
+
+    /// Appends the first step from `from` on that may come next and leads to a state not seen yet.
+    fn take(&mut self, from: usize) -> Option<Choice> {
+        // Nothing may go before a step that had returned before it was called.
+        let horizon = self.horizon();
+        for at in from.max(self.first)..self.steps.len() {
+            let step = self.steps[at];
+            if step.call > horizon {
+                return None;
+            }
+            if self.taken[at] || step.optional && step.returned < self.latest_call {
+                continue;
+            }
+            let Some(after) = step.effect.apply(&self.state) else { continue };
+            self.taken[at] = true;
+            if !self.seen.insert((bits(&self.taken), after.clone())) {
+                self.taken[at] = false;
+                continue;
+            }
+            let state = std::mem::replace(&mut self.state, after);
+            let choice = Choice { at, state, first: self.first, latest_call: self.latest_call };
+            self.finished += usize::from(!step.optional);
+            self.latest_call = self.latest_call.max(step.call);
+            while self.taken.get(self.first).is_some_and(|taken| *taken) {
+                self.first += 1;
+            }
+            return Some(choice);
+        }
+        None
+    }
+
+    fn give_back(&mut self, choice: Choice) {
+        self.taken[choice.at] = false;
+        self.finished -= usize::from(!self.steps[choice.at].optional);
+        (self.state, self.first, self.latest_call) = (choice.state, choice.first, choice.latest_call);
+    }
+
+    /// The earliest return among the steps that are still to come.
+    fn horizon(&self) -> u64 {
+        let mut horizon = u64::MAX;
+        for at in self.first..self.steps.len() {
+            let step = self.steps[at];
+            if step.call > horizon {
+                break;
+            }
+            if !self.taken[at] && !step.optional {
+                horizon = horizon.min(step.returned);
+            }
+        }
+        horizon
+    }
 }
 
 fn bits(done: &[bool]) -> Vec<u64> {

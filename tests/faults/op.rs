@@ -71,7 +71,8 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Op {
-    /// Nanoseconds on one clock: before sending, after the answer. `u64::MAX`: no answer.
+    /// Nanoseconds on one clock: before sending, after the answer. Of an unknown operation: the moment
+    /// after which it cannot happen any more, because the member has died since; `u64::MAX`: none.
     pub(crate) call: u64,
     pub(crate) returned: u64,
     pub(crate) action: Action,
@@ -85,6 +86,17 @@ impl Action {
             Self::Put { key, value } | Self::Cas { key, value, .. } => vec![(key, value)],
             Self::Txn { puts, .. } => puts.iter().collect(),
             Self::Delete { .. } | Self::Add { .. } | Self::Read { .. } => Vec::new(),
+        }
+    }
+
+    pub(crate) fn keys(&self) -> Vec<&Key> {
+        match self {
+            Self::Put { key, .. }
+            | Self::Cas { key, .. }
+            | Self::Delete { key }
+            | Self::Add { key, .. }
+            | Self::Read { key } => vec![key],
+            Self::Txn { key, puts, .. } => puts.keys().chain([key]).collect(),
         }
     }
 }

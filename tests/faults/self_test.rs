@@ -394,6 +394,10 @@ fn the_search_refuses_what_no_order_explains() {
                 read(5, 6, Some("a")),
             ],
         ),
+        (
+            "unknown write that came after its end",
+            vec![op(0, 10, put("a"), Answer::Unknown), read(11, 12, None), read(13, 14, Some("a"))],
+        ),
         ("two creators", vec![op(0, 9, cas(None, "a"), DONE), op(0, 9, cas(None, "b"), DONE)]),
         (
             "two winners",

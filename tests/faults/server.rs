@@ -41,6 +41,11 @@ impl Setup {
         Client::new(self.address, Duration::from_secs(10))
     }
 
+    /// A client that is patient enough for a blocking read.
+    pub(crate) fn waiting_client(&self) -> Client {
+        Client::new(self.address, Duration::from_secs(90))
+    }
+
     /// Everything the member has said since it was first started.
     pub(crate) fn output(&self) -> String {
         std::fs::read(&self.output).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()

@@ -54,7 +54,7 @@ impl Pool {
         slots[slot].0.clone()
     }
 
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap()
     }
 }

@@ -217,6 +217,21 @@ async fn a_snapshot_install_sends_every_watcher_to_history() {
 }
 
 #[tokio::test]
+async fn a_jump_in_what_is_published_is_filled_from_history() {
+    let store = roomy();
+    let mut watcher = store.watch(&[KeyRange::key("a")], None);
+    store.put("a");
+    for _ in 0..3 {
+        store.apply(&[("a", true)]);
+    }
+    store.put("a");
+    store.hub.match_all();
+    for revision in 2..=6 {
+        assert_eq!(keys_at(&mut watcher, revision).await, ["a"]);
+    }
+}
+
+#[tokio::test]
 async fn dropping_a_watcher_frees_its_place() {
     let store = Store::new(HubOptions { streams: 2, ..tiny() });
     let first = store.watch(&[KeyRange::prefix("a"), KeyRange::key("b"), KeyRange::all()], None);
