@@ -1,5 +1,6 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
-//! with it (`rest`): bytes, conditions, waits, pages, hostile clients, restarts.
+//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. And the command
+//! line (`cli`).
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -7,6 +8,7 @@
     reason = "a test harness: it fails by panics, starts threads and reports to the terminal"
 )]
 
+mod cli;
 mod contract;
 mod hostile;
 mod openapi;

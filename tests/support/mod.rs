@@ -1,9 +1,10 @@
 //! Starts the real binary on a free port and ends it again: the only harness of the tests in `it`.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// From the start of the process to its first ready answer.
@@ -20,6 +21,11 @@ pub(crate) struct Node {
     address: String,
     log: Arc<Mutex<Vec<String>>>,
     data: Data,
+}
+
+/// For tests that block.
+pub(crate) fn server() -> Node {
+    Node::launch(&Data::fresh(), &[])
 }
 
 /// A data directory that outlives its servers.
@@ -39,6 +45,11 @@ impl Node {
 
     /// On this data, with further arguments of `tenure serve`.
     pub(crate) async fn start_with(data: &Data, arguments: &[&str]) -> Self {
+        let (data, arguments) = (data.clone(), arguments.iter().map(|&text| text.to_owned()).collect::<Vec<_>>());
+        tokio::task::spawn_blocking(move || Self::launch(&data, &arguments)).await.expect("the node starts")
+    }
+
+    fn launch(data: &Data, arguments: &[String]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tenure"))
             .args(["serve", "--listen-client", "127.0.0.1:0", "--data-dir"])
             .arg(data.0.path().join("data"))
@@ -50,18 +61,26 @@ impl Node {
             .expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let banner = follow(&mut child, Arc::clone(&log));
-        let Ok(address) = tokio::task::spawn_blocking(move || banner.recv_timeout(START)).await.expect("no panic")
-        else {
-            drop(child.kill());
-            panic!("no address in the banner:\n{}", log.lock().unwrap().join("\n"));
-        };
-        let node = Self { child, address, log, data: data.clone() };
-        eventually("the node is ready", START, async || node.is_ready().await).await;
+        let mut node = Self { child, address: String::new(), log, data: data.clone() };
+        node.address = banner.recv_timeout(START).expect("an address in the banner");
+        let began = Instant::now();
+        while !node.is_ready() {
+            assert!(began.elapsed() < START, "the node is not ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         node
     }
 
-    async fn is_ready(&self) -> bool {
-        matches!(reqwest::get(format!("{}/readyz", self.url())).await, Ok(answer) if answer.status() == 200)
+    fn is_ready(&self) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(&self.address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     pub(crate) fn url(&self) -> String {

@@ -7,7 +7,7 @@ use crate::api::call::{ALWAYS, Call, Outcome, Reply};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
 use crate::api::{ETCD_VERSION, receive};
-use crate::service::CompactTarget;
+use crate::service::{CompactTarget, Header};
 use futures_util::stream::unfold;
 use hyper::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -91,6 +91,8 @@ pub(crate) async fn hash(call: &mut Call) -> Outcome {
     call.accepts(&["application/json"])?;
     let context = call.context(&query)?;
     let answer = call.state.service.hash(&context, query.revision("revision")?).await?;
+    // It is of this member by its nature; how old that is belongs to stale reads.
+    let header = Header { staleness_ms: None, ..answer.header };
     let mut json = Writer::with_capacity(160);
     json.open();
     json.text("hash", &answer.body.hash);
@@ -98,7 +100,7 @@ pub(crate) async fn hash(call: &mut Call) -> Outcome {
     json.int("compacted_revision", answer.body.compacted_revision);
     json.count("applied_index", answer.body.applied_index);
     json.close();
-    call.json(StatusCode::OK, Some(answer.header), json)
+    call.json(StatusCode::OK, Some(header), json)
 }
 
 pub(crate) fn config(call: &mut Call) -> Outcome {
