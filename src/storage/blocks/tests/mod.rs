@@ -2,6 +2,7 @@
 
 mod broken;
 mod concurrent;
+mod interleaved;
 mod model;
 mod soak;
 
