@@ -240,10 +240,9 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
 /// The effective settings for people, each with where it came from.
 fn shown(config: &Checked) -> serde_json::Value {
     let setting = |setting: &config::ShownSetting| {
-        let value = serde_json::json!({ "value": setting.value, "source": setting.source.to_string() });
-        (setting.name.to_owned(), value)
+        serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() })
     };
-    serde_json::Value::Object(config.shown.iter().map(setting).collect())
+    serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
 }
 
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
