@@ -11,7 +11,7 @@ use crate::model::Caller;
 use crate::model::limits::{TIMEOUT_DEFAULT_MS, TIMEOUT_MAX_MS};
 use crate::service::{Admission, Consistency, Context, Header, ReadOptions};
 use bytes::Bytes;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 use std::sync::Arc;
@@ -107,6 +107,7 @@ impl Call {
         let mut response = Response::new(Body::full(text).admitted(admission));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Ok(Reply { header, response })
     }
 

@@ -7,9 +7,9 @@ use super::routes::{Found, Operation, ROUTES};
 use super::status::Code;
 use super::{State, browser, ops, rest};
 use crate::env::Entropy;
+use crate::service::Header;
 use axum::extract::Request;
 use axum::response::Response;
-use crate::service::Header;
 use futures_util::FutureExt;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -88,7 +88,6 @@ enum Routed {
 
 /// What is asked for, or why not, with the index of the metrics it counts to.
 fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, (usize, Problem)> {
-    let path = parts.uri.path();
     let index = match &found {
         Found::Operation { operation, .. } => operation.index(),
         Found::OtherMethods(_) | Found::Nothing => ROUTES.len(),
@@ -97,6 +96,7 @@ fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, (usize, P
     if let Some(response) = browser::preflight(parts, &state.options) {
         return Ok(Routed::Preflight(response));
     }
+    let path = parts.uri.path();
     match found {
         Found::Operation { operation, rest } => Ok(Routed::Operation(operation, rest)),
         Found::OtherMethods(methods) => Err((index, other_method(&parts.method, path, &methods))),

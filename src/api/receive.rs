@@ -70,7 +70,11 @@ impl Reader {
         if announced.is_some_and(|length| length.to_str().ok().and_then(|text| text.parse::<u64>().ok()).is_none()) {
             return Err(Problem::body("Content-Length is not a number of bytes"));
         }
-        Ok(Self { body: call.body.take().map(SyncWrapper::into_inner), received: 0, since: call.state.clock.monotonic() })
+        Ok(Self {
+            body: call.body.take().map(SyncWrapper::into_inner),
+            received: 0,
+            since: call.state.clock.monotonic(),
+        })
     }
 
     pub(crate) fn announced(&self) -> Option<u64> {

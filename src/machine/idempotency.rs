@@ -18,12 +18,13 @@ const RECORD_OVERHEAD_BYTES: u64 = 128;
 /// A key within its caller's scope.
 type Scope = Arc<[u8]>;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Table {
     records: OrdMap<Scope, Kept>,
     order: OrdMap<u64, Scope>,
     next: u64,
     bytes: u64,
+    max: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,11 @@ impl Portable {
     pub(crate) fn size(&self) -> usize {
         self.scope.len() + self.kept.outcome.len()
     }
+
+    #[cfg(test)]
+    pub(crate) fn hash(&self) -> u128 {
+        hash_of(&self.scope, &self.kept)
+    }
 }
 
 pub(crate) enum Found {
@@ -57,6 +63,10 @@ pub(crate) enum Found {
 }
 
 impl Table {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { records: OrdMap::new(), order: OrdMap::new(), next: 0, bytes: 0, max }
+    }
+
     /// Scopes, and bytes as the quota counts them.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
@@ -71,7 +81,7 @@ impl Table {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.records.len() >= limits::IDEMPOTENCY_RECORDS_MAX
+        self.records.len() >= self.max
     }
 
     /// Removes a few of the records that are too old, if there are any.

@@ -31,7 +31,7 @@ impl Machine {
         blocks: impl Iterator<Item = Result<Bytes, Fault>>,
     ) -> Result<Self, Fault> {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        let mut restore = Restore::new(Root::empty(values, options.quota_bytes));
+        let mut restore = Restore::new(Root::empty(values, options));
         for block in blocks {
             restore.block(&block?)?;
         }

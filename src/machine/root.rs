@@ -10,6 +10,7 @@ use super::idempotency;
 use super::index::Index;
 use super::timeline::Timeline;
 use super::values::Values;
+use super::writer::Options;
 use crate::model::{LeaseId, LogPosition, Revision};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -71,15 +72,22 @@ pub(crate) fn logical_bytes(key: usize, value: usize, content_type: Option<&str>
 
 impl Root {
     /// The empty store: revision 1, nothing compacted.
-    pub(crate) fn empty(values: Arc<Values>, quota_bytes: u64) -> Self {
+    pub(crate) fn empty(values: Arc<Values>, options: &Options) -> Self {
         Self {
             index: Index::default(),
             leases: OrdMap::new(),
             attached: OrdSet::new(),
-            idempotency: idempotency::Table::default(),
+            idempotency: idempotency::Table::new(options.idempotency_records_max),
             timeline: Timeline::default(),
             auth: AuthState::default(),
-            numbers: Numbers { revision: 1, compacted: 0, now_ms: 0, feature_level: 1, quota_bytes, live_bytes: 0 },
+            numbers: Numbers {
+                revision: 1,
+                compacted: 0,
+                now_ms: 0,
+                feature_level: 1,
+                quota_bytes: options.quota_bytes,
+                live_bytes: 0,
+            },
             sum: Sum::default(),
             applied: None,
             membership: None,

@@ -18,11 +18,17 @@ pub struct Options {
     /// The quota of an empty store; afterwards `Command::SetQuota` decides. Must be the same on all
     /// members, so leave it alone outside tests.
     pub quota_bytes: u64,
+    /// Idempotency records kept at most. Must be the same on all members, too.
+    pub idempotency_records_max: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { value_cache_bytes: limits::VALUE_CACHE_BYTES_DEFAULT, quota_bytes: limits::QUOTA_BYTES_DEFAULT }
+        Self {
+            value_cache_bytes: limits::VALUE_CACHE_BYTES_DEFAULT,
+            quota_bytes: limits::QUOTA_BYTES_DEFAULT,
+            idempotency_records_max: limits::IDEMPOTENCY_RECORDS_MAX,
+        }
     }
 }
 
@@ -49,7 +55,7 @@ impl Machine {
     #[must_use]
     pub fn new(store: Arc<BlockStore>, options: &Options) -> Self {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        Self::from_root(Root::empty(values, options.quota_bytes))
+        Self::from_root(Root::empty(values, options))
     }
 
     pub(super) fn from_root(root: Root) -> Self {

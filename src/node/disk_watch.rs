@@ -15,13 +15,13 @@ const SIZE_EVERY: u32 = 25;
 const RESERVE_PERCENT_MAX: u64 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    pub free: u64,
-    pub total: u64,
+pub(super) struct Space {
+    pub(super) free: u64,
+    pub(super) total: u64,
 }
 
 /// What an unprivileged writer could still write below `path`, and the file system's size.
-pub fn space(path: &Path) -> io::Result<Space> {
+pub(super) fn space(path: &Path) -> io::Result<Space> {
     let stat = rustix::fs::statvfs(path)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
@@ -29,19 +29,19 @@ pub fn space(path: &Path) -> io::Result<Space> {
 
 /// The low watermark: the reserve, or its share of a small file system.
 #[must_use]
-pub fn reserve(space: Space, reserve_bytes: u64) -> u64 {
+pub(super) fn reserve(space: Space, reserve_bytes: u64) -> u64 {
     reserve_bytes.min(space.total / 100 * RESERVE_PERCENT_MAX)
 }
 
 /// A segment of the log that leaves a small disk room for more than one.
 #[must_use]
-pub fn segment_bytes(space: Space, most: u64) -> u64 {
+pub(super) fn segment_bytes(space: Space, most: u64) -> u64 {
     const LEAST: u64 = 1 << 20;
     (space.total / 16).clamp(LEAST, most)
 }
 
 /// Runs until stopped. Growth is accepted again at twice the mark, so that it does not flap.
-pub async fn run(service: Service, tasks: TaskSet, root: PathBuf, reserve_bytes: u64) {
+pub(super) async fn run(service: Service, tasks: TaskSet, root: PathBuf, reserve_bytes: u64) {
     let mut ticks = tokio::time::interval(INTERVAL);
     let (mut low, mut used, mut look) = (false, 0, 0_u32);
     loop {

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// BSD's EX_IOERR: tells a supervisor's log what kind of end this was.
 const EXIT_CODE: i32 = 74;
 
-pub type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
+pub(super) type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
 
 /// The handler given to everything that stores: the first call ends the process.
 #[must_use]
-pub fn handler() -> Fatal {
+pub(super) fn handler() -> Fatal {
     let called = Arc::new(AtomicBool::new(false));
     Arc::new(move |fault| {
         // A second fault while the first one ends the process has nothing to add.

@@ -37,17 +37,25 @@ impl Identity {
 
 #[derive(Debug, Error)]
 pub enum IdentityError {
-    #[error("another process is using the data directory {0} (its LOCK file is held)\nhint: stop that process, or give this one another --data-dir")]
+    #[error(
+        "another process is using the data directory {0} (its LOCK file is held)\nhint: stop that process, or give this one another --data-dir"
+    )]
     InUse(PathBuf),
     #[error(
         "{missing} is missing while {present} is there: part of this member's disk is lost\nhint: do not copy the file back by hand; restore the whole data directory, or move it away and start from a backup with `tenure snapshot restore`"
     )]
     HalfMissing { missing: PathBuf, present: PathBuf },
-    #[error("{0} and {1} differ: the log and the data root come from different members\nhint: put back the matching directories, or start from a backup with `tenure snapshot restore`")]
+    #[error(
+        "{0} and {1} differ: the log and the data root come from different members\nhint: put back the matching directories, or start from a backup with `tenure snapshot restore`"
+    )]
     Differ(PathBuf, PathBuf),
-    #[error("{0} is damaged: {1}\nhint: restore the whole data directory, or start from a backup with `tenure snapshot restore`")]
+    #[error(
+        "{0} is damaged: {1}\nhint: restore the whole data directory, or start from a backup with `tenure snapshot restore`"
+    )]
     Damaged(PathBuf, String),
-    #[error("{0} holds a log or snapshots but no IDENTITY file\nhint: give an empty --data-dir, or restore the whole directory")]
+    #[error(
+        "{0} holds a log or snapshots but no IDENTITY file\nhint: give an empty --data-dir, or restore the whole directory"
+    )]
     Unnamed(PathBuf),
     #[error("{context}: {source}")]
     Io { context: String, source: io::Error },
@@ -156,8 +164,8 @@ fn read(path: &Path) -> Result<Option<Identity>, IdentityError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(format!("read {}", path.display()))(error)),
     };
-    let identity: Identity = serde_json::from_str(&text)
-        .map_err(|error| IdentityError::Damaged(path.to_path_buf(), error.to_string()))?;
+    let identity: Identity =
+        serde_json::from_str(&text).map_err(|error| IdentityError::Damaged(path.to_path_buf(), error.to_string()))?;
     if identity.format != FORMAT {
         let problem = format!("format {} is unknown to this release", identity.format);
         return Err(IdentityError::Damaged(path.to_path_buf(), problem));
@@ -168,8 +176,8 @@ fn read(path: &Path) -> Result<Option<Identity>, IdentityError> {
 fn write(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
     use std::os::unix::fs::OpenOptionsExt;
     let (temporary, path) = (dir.join(format!("{FILE}.tmp")), dir.join(FILE));
-    let text = serde_json::to_string(identity)
-        .map_err(|error| IdentityError::Damaged(path.clone(), error.to_string()))?;
+    let text =
+        serde_json::to_string(identity).map_err(|error| IdentityError::Damaged(path.clone(), error.to_string()))?;
     let written = (|| {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;

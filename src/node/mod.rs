@@ -78,7 +78,8 @@ pub fn run(config: Checked) -> Result<(), NodeError> {
         config::LogFormat::Text => telemetry::LogFormat::Text,
         config::LogFormat::Json => telemetry::LogFormat::Json,
     };
-    let logs = telemetry::logs::install(format, &config.log_level).map_err(|error| NodeError::Setting(error.to_string()))?;
+    let logs =
+        telemetry::logs::install(format, &config.log_level).map_err(|error| NodeError::Setting(error.to_string()))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -143,13 +144,17 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     if !consensus.wait_recovered(RECOVERY).await {
         return Err(NodeError::NotRecovered);
     }
-    let member = service::Member {
-        cluster_id: identity.cluster_id,
-        id: identity.node_id,
-        name: config.name.as_str().into(),
-    };
+    let member =
+        service::Member { cluster_id: identity.cluster_id, id: identity.node_id, name: config.name.as_str().into() };
     let service = Service::new(
-        service::Parts { consensus: consensus.clone(), snapshots, hub, clock: clock.clone(), tasks: tasks.clone(), metrics: metrics.clone() },
+        service::Parts {
+            consensus: consensus.clone(),
+            snapshots,
+            hub,
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+        },
         service::Options { member, admission_bytes: config.admission_bytes },
     );
     background(&config, &service, &tasks).await;
@@ -161,7 +166,8 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         request_bytes_max: config.max_request_bytes,
         config: Arc::new(shown(&config)),
     };
-    let state = api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
+    let state =
+        api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
     banner(&config, &listener, &service);
     until_told(listener, state, &tasks, &config, &consensus).await
 }
@@ -178,7 +184,12 @@ fn raft_options(config: &Checked, identity: &Identity) -> Options {
 }
 
 /// A fresh member founds its cluster, once: the identity says so only when the first entry is durable.
-async fn bootstrap(config: &Checked, data: &DataDir, identity: Identity, consensus: &Consensus) -> Result<(), NodeError> {
+async fn bootstrap(
+    config: &Checked,
+    data: &DataDir,
+    identity: Identity,
+    consensus: &Consensus,
+) -> Result<(), NodeError> {
     if identity.bootstrapped {
         return Ok(());
     }
@@ -212,7 +223,7 @@ async fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
 }
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
-    registry.register_collector(Box::new(telemetry::ProcessCollector));
+    telemetry::process::register(registry);
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {
@@ -229,10 +240,9 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
 /// The effective settings for people, each with where it came from.
 fn shown(config: &Checked) -> serde_json::Value {
     let setting = |setting: &config::ShownSetting| {
-        let value = serde_json::json!({ "value": setting.value, "source": setting.source.to_string() });
-        (setting.name.to_owned(), value)
+        serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() })
     };
-    serde_json::Value::Object(config.shown.iter().map(setting).collect())
+    serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
 }
 
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.

@@ -14,7 +14,6 @@ use crate::machine::{Machine, Reader};
 use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec};
 use crate::storage::mutant::Mutant;
 use crate::telemetry::metrics::Metrics;
-use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
@@ -55,7 +54,7 @@ pub(crate) type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
 /// The machine, and what is shared around it.
 pub(crate) struct Applier {
     machine: Mutex<Machine>,
-    reader: ArcSwap<Reader>,
+    reader: Reader,
     progress: watch::Sender<Progress>,
     /// Bytes of entries applied since the newest snapshot was begun.
     log_bytes: AtomicU64,
@@ -90,7 +89,7 @@ impl Applier {
         publisher.reset(progress.revision);
         Self {
             machine: Mutex::new(machine),
-            reader: ArcSwap::from_pointee(reader),
+            reader,
             progress: watch::Sender::new(progress),
             log_bytes: AtomicU64::new(0),
             flushed,
@@ -107,7 +106,7 @@ impl Applier {
     }
 
     pub(crate) fn reader(&self) -> Reader {
-        Reader::clone(&self.reader.load())
+        self.reader.clone()
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -124,11 +123,9 @@ impl Applier {
 
     /// Replaces the machine by one restored from a snapshot.
     pub(crate) fn replace(&self, machine: Machine) {
-        let reader = machine.reader();
-        let progress = progress_of(&machine, &reader);
         let mut current = self.machine.lock();
-        *current = machine;
-        self.reader.store(Arc::new(reader));
+        current.install(machine);
+        let progress = progress_of(&current, &self.reader);
         self.publisher.reset(progress.revision);
         drop(current);
         self.log_bytes.store(0, Ordering::Relaxed);

@@ -254,8 +254,7 @@ impl Consensus {
         if *self.0.recovered.borrow() { Ok(()) } else { Err(Failure::not_proposed(Why::NotReady)) }
     }
 
-    /// Reads what is applied here. To be asked for anew by each request: a snapshot install
-    /// replaces the machine behind it.
+    /// Reads what is applied here, now and from now on.
     #[must_use]
     pub fn reader(&self) -> Reader {
         self.0.link.applier.reader()
@@ -338,10 +337,6 @@ impl Consensus {
 
     pub(super) fn snapshots(&self) -> &Arc<Snapshots> {
         &self.0.snapshots
-    }
-
-    pub(super) fn tasks(&self) -> &TaskSet {
-        &self.0.tasks
     }
 }
 

@@ -74,10 +74,6 @@ impl LogStore {
         self.state.lock().purged.as_ref().map(position)
     }
 
-    pub(crate) fn committed(&self) -> Option<LogPosition> {
-        self.state.lock().committed.as_ref().map(position)
-    }
-
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         let entries = self.wal.read(from, to, max_bytes).map_err(io_error)?;
         entries.iter().map(|logged| entry::decode(&logged.bytes).map_err(io_error)).collect()

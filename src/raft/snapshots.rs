@@ -36,6 +36,9 @@ use tokio::sync::{Notify, watch};
 /// Before a snapshot that is asked for is asked for again, because another was being built.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// Blocks read ahead of the machine that is restored from them.
+const READ_AHEAD_BLOCKS: usize = 16;
+
 /// How an empty machine is made.
 pub(crate) struct Restorer {
     pub(crate) new_store: NewStore,
@@ -65,7 +68,7 @@ struct Local {
 
 /// Who built a snapshot, kept in its file: one that this member did not build came from a leader.
 #[derive(Debug, Serialize, Deserialize)]
-struct BuiltBy(MemberId);
+pub(super) struct BuiltBy(pub(super) MemberId);
 
 impl fmt::Debug for Snapshots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,7 +124,11 @@ impl Snapshots {
 
     fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Machine, Local), Fault> {
         self.check_cluster(&stored)?;
-        let machine = Machine::restore((self.restorer.new_store)()?, &self.restorer.machine, reader)?;
+        let machine = Machine::restore(
+            (self.restorer.new_store)()?,
+            &self.restorer.machine,
+            reader.read_ahead(READ_AHEAD_BLOCKS)?,
+        )?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
@@ -244,7 +251,7 @@ impl Snapshots {
             cluster_id: self.cluster_id,
             last: at,
             membership,
-            revision: applier.progress().revision,
+            revision: image.revision(),
             created_wall_ms: self.clock.wall_ms(),
             extra: codec::encode(&BuiltBy(self.id))?.into(),
         };

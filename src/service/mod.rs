@@ -135,7 +135,9 @@ impl Service {
         let revision = match target {
             CompactTarget::Revision(revision) => revision,
             CompactTarget::KeepRevisions(keep) => current.saturating_sub(keep),
-            CompactTarget::KeepAge(age) => view.revision_at(view.now_ms().saturating_sub(millis(age))).unwrap_or(compacted),
+            CompactTarget::KeepAge(age) => {
+                view.revision_at(view.now_ms().saturating_sub(millis(age))).unwrap_or(compacted)
+            }
         };
         // Keeping more than there is asks for nothing; only an explicit revision can be wrong.
         if revision <= compacted && !matches!(target, CompactTarget::Revision(_)) {

@@ -73,10 +73,7 @@ impl Service {
 
     /// The logical state hash of this member's newest applied state.
     pub async fn hash(&self, context: &Context, revision: Option<Revision>) -> Result<Answer<HashReply>, Failure> {
-        let read = ReadOptions {
-            consistency: Consistency::Stale { max_staleness: None },
-            min_revision: revision,
-        };
+        let read = ReadOptions { consistency: Consistency::Stale { max_staleness: None }, min_revision: revision };
         let (header, view) = self.view(context, read).await?;
         let current = view.revision();
         if let Some(requested) = revision.filter(|requested| *requested != current) {

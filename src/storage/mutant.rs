@@ -14,9 +14,9 @@ pub enum Mutant {
     FsyncErrorIgnored,
     /// Damage in the middle of the log is cut off like a torn tail.
     DamagedMiddleCut,
-    /// Entries are applied before this disk has them.
+    /// Entries are applied before this disk holds them.
     ApplyAheadOfFlush,
-    /// A snapshot is published before this disk has its log.
+    /// A snapshot is published before this disk holds the log up to it.
     SnapshotAheadOfFlush,
 }
 

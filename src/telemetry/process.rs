@@ -12,12 +12,12 @@ use std::fs;
 /// Ticks per second of `/proc/…/stat`: Linux fixes it at 100 for user space.
 const CLOCK_TICKS: f64 = 100.0;
 
-/// Registered below the prefix `process`.
 #[derive(Debug)]
 struct ProcessCollector;
 
+/// Registers the metrics to be written after those registered before.
 pub fn register(registry: &mut Registry) {
-    registry.sub_registry_with_prefix("process").register_collector(Box::new(ProcessCollector));
+    registry.sub_registry_with_labels(std::iter::empty()).register_collector(Box::new(ProcessCollector));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,16 +31,16 @@ struct Usage {
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         if let Some(usage) = usage() {
-            counter(&mut encoder, "cpu_seconds", "User and system time spent", usage.cpu_seconds)?;
-            gauge(&mut encoder, "resident_memory_bytes", "Resident memory", usage.resident_bytes)?;
-            gauge(&mut encoder, "virtual_memory_bytes", "Virtual memory", usage.virtual_bytes)?;
-            gauge(&mut encoder, "threads", "Threads", usage.threads)?;
+            counter(&mut encoder, "process_cpu_seconds", "User and system time spent", usage.cpu_seconds)?;
+            gauge(&mut encoder, "process_resident_memory_bytes", "Resident memory", usage.resident_bytes)?;
+            gauge(&mut encoder, "process_virtual_memory_bytes", "Virtual memory", usage.virtual_bytes)?;
+            gauge(&mut encoder, "process_threads", "Threads", usage.threads)?;
         }
         if let Some(open) = open_files() {
-            gauge(&mut encoder, "open_fds", "Open file descriptors", open)?;
+            gauge(&mut encoder, "process_open_fds", "Open file descriptors", open)?;
         }
         if let Some(max) = fs::read_to_string("/proc/self/limits").ok().and_then(|limits| files_max(&limits)) {
-            gauge(&mut encoder, "max_fds", "File descriptors allowed", max)?;
+            gauge(&mut encoder, "process_max_fds", "File descriptors allowed", max)?;
         }
         Ok(())
     }

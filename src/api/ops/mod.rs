@@ -10,17 +10,20 @@ use super::json::Writer;
 use super::problem::Problem;
 use super::rest::query::Names;
 use super::status::Code;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 use prometheus_client::encoding::text::encode;
 
 const PLAIN: Names = Names { allowed: &[ALWAYS], later: &[] };
 
+/// A text that is never stored by anybody on the way.
 fn text(status: StatusCode, content_type: &'static str, text: impl Into<bytes::Bytes>) -> Reply {
     let mut response = Response::new(Body::full(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Reply { header: None, response }
 }
 
@@ -37,7 +40,7 @@ pub(crate) fn version(call: &mut Call) -> Outcome {
 }
 
 pub(crate) fn metrics(call: &mut Call) -> Outcome {
-    call.query(&PLAIN)?;
+    // Scrapers may be configured with parameters of their own, so none are refused here.
     let mut page = String::with_capacity(64 << 10);
     encode(&mut page, &call.state.registry)
         .map_err(|_| Problem::new(Code::Internal, "the metrics could not be written"))?;

@@ -5,7 +5,7 @@ use crate::api::call::Call;
 use crate::api::problem::Problem;
 use crate::model::{Compare, CompareOp, CompareTarget, KeyRange, KeyValue, Revision};
 use bytes::Bytes;
-use hyper::header::{HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::header::{HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 
 /// `If-Match` or `If-None-Match`, as far as it can match anything here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,40 +67,20 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    /// From `If-Match`, `If-None-Match: *` or `cas`.
+    /// From `If-Match`, `If-None-Match` and `cas`; all that are given must hold.
     pub(crate) fn of_write(call: &Call, cas: Option<Revision>, key: &Bytes) -> Result<Self, Problem> {
-        let (matches, none_match) = (call.header_text(IF_MATCH.as_str())?, call.header_text(IF_NONE_MATCH.as_str())?);
-        Self::new(matches, none_match, cas, key)
-    }
-
-    fn new(
-        matches: Option<&str>,
-        none_match: Option<&str>,
-        cas: Option<Revision>,
-        key: &Bytes,
-    ) -> Result<Self, Problem> {
-        if cas.is_some() && (matches.is_some() || none_match.is_some()) {
-            return Err(Problem::parameter(
-                "cas",
-                "`cas` says the same as `If-Match` and `If-None-Match`: give one of them",
-            ));
-        }
         let mut conditions = Self::default();
-        if let Some(text) = matches {
-            let (op, target) = match one(text)? {
-                None => (CompareOp::Greater, CompareTarget::Version(0)),
-                Some(revision) => (CompareOp::Equal, CompareTarget::ModRevision(revision)),
-            };
-            conditions.compare(key, op, target, format!("If-Match: {text}"));
+        if let Some(text) = call.header_text(IF_MATCH.as_str())? {
+            conditions.push(key, one(&IF_MATCH, text)?.map(|revision| (CompareOp::Equal, revision)), "If-Match", text);
         }
-        match none_match.map(str::trim) {
-            None => {}
-            Some("*") => conditions.missing(key, "If-None-Match: *".to_owned()),
-            Some(_) => {
-                return Err(Problem::parameter(
-                    IF_NONE_MATCH.as_str(),
-                    "on a write, `If-None-Match` is `*`: only if the key does not exist",
-                ));
+        if let Some(text) = call.header_text(IF_NONE_MATCH.as_str())? {
+            let wanted = one(&IF_NONE_MATCH, text)?;
+            let text = format!("If-None-Match: {text}");
+            match wanted {
+                None => conditions.missing(key, text),
+                Some(revision) => {
+                    conditions.compare(key, CompareOp::NotEqual, CompareTarget::ModRevision(revision), text);
+                }
             }
         }
         match cas {
@@ -112,6 +92,14 @@ impl Conditions {
             }
         }
         Ok(conditions)
+    }
+
+    fn push(&mut self, key: &Bytes, wanted: Option<(CompareOp, Revision)>, name: &str, text: &str) {
+        let asked = format!("{name}: {text}");
+        match wanted {
+            None => self.compare(key, CompareOp::Greater, CompareTarget::Version(0), asked),
+            Some((op, revision)) => self.compare(key, op, CompareTarget::ModRevision(revision), asked),
+        }
     }
 
     fn missing(&mut self, key: &Bytes, asked: String) {
@@ -136,15 +124,17 @@ impl Conditions {
     }
 }
 
-/// On writes `If-Match` must be something the store can decide: `*` (`None`) or one strong tag of ours.
-fn one(text: &str) -> Result<Option<Revision>, Problem> {
+/// On writes a condition must be one the store can decide: `*` (`None`) or one strong tag of ours.
+fn one(name: &HeaderName, text: &str) -> Result<Option<Revision>, Problem> {
     match tags(text) {
         Tags::Any => Ok(None),
         Tags::Of(tags) => match tags[..] {
             [Tag { revision, weak: false }] if !text.contains(',') => Ok(Some(revision)),
             _ => Err(Problem::parameter(
-                IF_MATCH.as_str(),
-                "on a write, `If-Match` is `*` or one strong ETag of this store: a revision in quotes, like \"42\"",
+                name.as_str(),
+                format!(
+                    "on a write, `{name}` is `*` or one strong ETag of this store: a revision in quotes, like \"42\""
+                ),
             )),
         },
     }
@@ -170,21 +160,20 @@ mod tests {
 
     #[test]
     fn on_writes_a_condition_must_be_decidable() {
-        assert_eq!(one("*").unwrap(), None);
-        assert_eq!(one("\"12\"").unwrap(), Some(12));
+        assert_eq!(one(&IF_MATCH, "*").unwrap(), None);
+        assert_eq!(one(&IF_MATCH, "\"12\"").unwrap(), Some(12));
         for refused in ["", "12", "\"\"", "W/\"12\"", "\"1\", \"2\"", "\"1\", junk", "\"abc\""] {
-            assert!(one(refused).is_err(), "{refused}");
+            assert!(one(&IF_MATCH, refused).is_err(), "{refused}");
         }
     }
 
     #[test]
     fn the_reason_names_what_was_asked_and_what_is() {
-        let conditions = Conditions::new(Some("\"12\""), Some("*"), None, &"a".into()).unwrap();
+        let mut conditions = Conditions::default();
+        conditions.push(&"a".into(), Some((CompareOp::Equal, 12)), "If-Match", "\"12\"");
+        conditions.missing(&"a".into(), "cas=0".into());
         assert_eq!(conditions.why_not(b"a", None, &[0]), "a does not exist, asked was If-Match: \"12\"");
-        assert_eq!(conditions.compares[0].target, CompareTarget::ModRevision(12));
         assert_eq!(conditions.compares[1].target, CompareTarget::Version(0));
-        assert!(Conditions::new(Some("*"), None, Some(0), &"a".into()).is_err());
-        assert!(Conditions::new(None, Some("\"1\""), None, &"a".into()).is_err());
         assert_eq!(etag(42), "\"42\"");
     }
 }

@@ -51,8 +51,8 @@ pub(crate) async fn add(call: &mut Call) -> Outcome {
     let query = call.query(&ADD)?;
     let key = call.key(&query)?;
     refuse_fence(call)?;
-    call.body_is(&["application/json"])?;
     let context = call.context(&query)?;
+    call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;
     let mut scalars = Scalars::new(&query, &body)?;
     scalars.refuse_later(&["ttl"])?;

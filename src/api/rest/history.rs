@@ -19,7 +19,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let read = read_options(&query)?;
     let keys_only = query.flag("keys_only")?;
     let limit = query.count("limit")?.unwrap_or(HISTORY_PAGE_DEFAULT).min(HISTORY_PAGE_MAX);
-    let before = query.past_revision("before")?;
+    let before = query.revision("before")?;
     let request = HistoryOp { key: key.clone(), limit, before, keys_only };
     let answer = call.state.service.history(&context, read, request).await?;
     let Some(page) = answer.body else { return Err(not_found(&key).header(answer.header)) };
@@ -58,6 +58,7 @@ fn write_item(json: &mut Writer, item: &HistoryItem, keys_only: bool) {
         HistoryItem::Delete { revision, reason } => {
             json.text("type", "delete");
             json.int("revision", *revision);
+            json.int("version", 0);
             json.text(
                 "reason",
                 match reason {
@@ -107,7 +108,7 @@ mod tests {
         write(&mut json, 9, b"a", &page, false);
         let expected = concat!(
             r#"{"revision":9,"key":"a","compacted_before":1,"items":["#,
-            r#"{"type":"delete","revision":5,"reason":"expired"},"#,
+            r#"{"type":"delete","revision":5,"version":0,"reason":"expired"},"#,
             r#"{"type":"put","revision":2,"version":1,"value":"1"}],"more":true,"next_before":2}"#
         );
         assert_eq!(String::from_utf8(json.into_bytes()).unwrap(), expected);

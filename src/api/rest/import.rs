@@ -21,7 +21,10 @@ use hyper::StatusCode;
 use std::collections::BTreeSet;
 
 const NAMES: Names = Names { allowed: &[&["on_conflict", "prefix"], ALWAYS], later: &["ns"] };
-/// A transaction is sent off when its keys and values pass this many bytes, or its operations the limit.
+/// Entries of one transaction. One less than the limit of operations: what is nested in a transaction may
+/// use what it leaves of the limit, and skipping nests.
+const BATCH_ENTRIES: usize = TXN_OPS_MAX - 1;
+/// A transaction is sent off when its keys and values pass this many bytes.
 const BATCH_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +130,7 @@ impl Import {
         if put.key.len() + put.value.len() > max {
             return Err(too_large(max).count("line", number));
         }
-        let full = self.batch.puts.len() == TXN_OPS_MAX || self.batch.bytes > BATCH_BYTES;
+        let full = self.batch.puts.len() == BATCH_ENTRIES || self.batch.bytes > BATCH_BYTES;
         // A transaction writes a key once; a later line for it goes into the next one.
         if full || self.batch.keys.contains(&put.key) {
             self.flush(call, reader).await?;

@@ -17,7 +17,7 @@ use crate::model::{
 use crate::service::{Answer, Context, Header, ReadOptions, WaitOp};
 use bytes::Bytes;
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION,
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Response, StatusCode};
@@ -48,7 +48,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let context = call.context(&query)?;
     let read = read_options(&query)?;
     let format = query.choice("format", &[("raw", Format::Raw), ("json", Format::Json)])?.unwrap_or(Format::Raw);
-    let revision = query.past_revision("revision")?.unwrap_or(0);
+    let revision = query.revision("revision")?.unwrap_or(0);
     let none_match = if_none_match(call)?;
     let wait = query.duration("wait")?.map(|wait| wait.min(Duration::from_millis(WAIT_MAX_MS)));
     let answer = match wait {
@@ -76,11 +76,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
         }
     };
     let headers = answered.response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(ETAG, etag(kv.mod_revision));
-    if !unchanged {
-        describe(headers, &kv);
-    }
+    describe(headers, &kv);
     if let Some(wait) = wait {
         headers.insert(TENURE_WAIT_MS, u64::try_from(wait.as_millis()).unwrap_or(WAIT_MAX_MS).into());
     }
@@ -126,16 +122,19 @@ fn raw(call: &Call, header: Header, kv: &KeyValue) -> Outcome {
     headers.insert(CONTENT_TYPE, declared.unwrap_or_else(undeclared));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(Answered { header: Some(header), response })
 }
 
 fn not_modified(header: Header) -> Answered {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Answered { header: Some(header), response }
 }
 
 fn describe(headers: &mut HeaderMap, kv: &KeyValue) {
+    headers.insert(ETAG, etag(kv.mod_revision));
     headers.insert(TENURE_CREATE_REVISION, kv.create_revision.into());
     headers.insert(TENURE_VERSION, kv.version.into());
     if kv.lease != 0
@@ -264,7 +263,11 @@ impl Write {
         dto::put(&mut json, &dto::Put { key: &self.key, revision, version, created, lease, previous });
         let status = if created { StatusCode::CREATED } else { StatusCode::OK };
         let mut answered = call.json(status, Some(header), json)?;
-        answered.response.headers_mut().insert(ETAG, etag(revision));
+        let headers = answered.response.headers_mut();
+        headers.insert(ETAG, etag(revision));
+        if let Some(location) = HeaderValue::try_from(call.parts.uri.path()).ok().filter(|_| created) {
+            headers.insert(LOCATION, location);
+        }
         Ok(answered)
     }
 
@@ -277,7 +280,7 @@ impl Write {
         let problem = Problem::new(Code::PreconditionFailed, detail);
         match current {
             Some(kv) => problem.raw("current", &dto::entry_bytes(&kv)),
-            None => problem.raw("current", b"null"),
+            None => problem,
         }
     }
 }

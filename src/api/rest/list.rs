@@ -10,19 +10,18 @@ use crate::api::call::{ALWAYS, Call, Outcome, READ, Reply as Answered, read_opti
 use crate::api::json::Writer;
 use crate::api::problem::{Around, Problem};
 use crate::api::status::Code;
-use crate::model::limits::{KEY_BYTES_MAX, LIST_PAGE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX};
+use crate::model::limits::{LIST_PAGE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX};
 use crate::model::{
-    Delimiter, Failure, KeyRange, ListOp, ListPage, Op, OpReply, RangeSort, Rejection, Reply, SortOrder, TxnReply, Why,
+    Delimiter, Failure, KeyRange, ListOp, ListPage, Op, OpReply, RangeSort, Reply, Revision, SortOrder, TxnReply, Why,
 };
 use crate::service::{Context, ReadOptions, Service};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::Stream;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue, LINK};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use hyper::{Response, StatusCode};
 use std::io;
 
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const NDJSON: &str = "application/x-ndjson";
 /// Entries per page of a stream: enough to be cheap, few enough to be answered soon.
 const STREAM_PAGE: u64 = 1000;
@@ -41,12 +40,6 @@ const DELETE: Names =
 
 /// `start` and `end`, both or neither.
 fn span(query: &Query) -> Result<Option<KeyRange>, Problem> {
-    for name in ["prefix", "start", "end"] {
-        let bytes = query.bytes(name).map_or(0, <[u8]>::len);
-        if bytes > KEY_BYTES_MAX {
-            return Err(Rejection::KeyTooLong { bytes: bytes as u64, limit: KEY_BYTES_MAX as u64 }.into());
-        }
-    }
     match (query.bytes("start"), query.bytes("end")) {
         (None, None) => Ok(None),
         (Some(start), Some(end)) if !end.is_empty() => {
@@ -98,7 +91,7 @@ impl Listing {
         let op = ListOp {
             range,
             resume: None,
-            revision: query.past_revision("revision")?.unwrap_or(0),
+            revision: query.revision("revision")?.unwrap_or(0),
             limit: limit.unwrap_or(LIST_PAGE_DEFAULT).min(LIST_PAGE_MAX),
             bytes_max: LIST_PAGE_BYTES_MAX,
             keys_only: query.flag("keys_only")?,
@@ -188,36 +181,29 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
 fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>) {
     json.open();
     json.int("revision", page.revision);
-    json.name("items");
-    json.open_list();
-    page.items.iter().for_each(|kv| dto::entry(json, kv, Values::unless(op.keys_only)));
-    json.close_list();
-    if op.delimiter.is_some() {
-        write_prefixes(json, &page.prefixes);
+    if !op.count_only {
+        json.name("items");
+        json.open_list();
+        page.items.iter().for_each(|kv| dto::entry(json, kv, Values::unless(op.keys_only)));
+        json.close_list();
+        if op.delimiter.is_some() {
+            json.name("prefixes");
+            json.open_list();
+            // A prefix that is no text cannot be a string; its keys are found by listing without delimiter.
+            page.prefixes.iter().for_each(|prefix| json.item_text(&String::from_utf8_lossy(prefix)));
+            json.close_list();
+        }
     }
     if let Some(count) = page.count {
         json.count("count", count);
     }
-    // Sorted by anything but the key there is one page only, however much it leaves out.
-    json.bool("more", next.is_some());
-    if let Some(next) = next {
-        json.text("next", next);
+    if !op.count_only {
+        json.bool("more", page.next.is_some());
+        if let Some(next) = next {
+            json.text("next", next);
+        }
     }
     json.close();
-}
-
-fn write_prefixes(json: &mut Writer, prefixes: &[Bytes]) {
-    json.name("prefixes");
-    json.open_list();
-    prefixes.iter().filter_map(|prefix| std::str::from_utf8(prefix).ok()).for_each(|prefix| json.item_text(prefix));
-    json.close_list();
-    let mut others = prefixes.iter().filter(|prefix| std::str::from_utf8(prefix).is_err()).peekable();
-    if others.peek().is_some() {
-        json.name("prefixes_base64");
-        json.open_list();
-        others.for_each(|prefix| json.item_text(&BASE64_STANDARD.encode(prefix)));
-        json.close_list();
-    }
 }
 
 /// The same query with the next page's cursor.
@@ -256,6 +242,8 @@ async fn stream(call: &mut Call, context: Context, read: ReadOptions, listing: L
     let mut response = Response::new(Body::stream(pages.into_stream()).admitted(Some(admission)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(Answered { header: Some(header), response })
 }
 
@@ -385,8 +373,13 @@ async fn dry_run(call: &mut Call, context: &Context, range: KeyRange) -> Outcome
         sort: RangeSort::Key,
     };
     let answer = call.state.service.list(context, ReadOptions::default(), op).await?;
+    let revision: Revision = answer.body.revision;
     let mut json = Writer::with_capacity(64);
-    dto::deleted(&mut json, answer.body.count.unwrap_or(0), answer.body.revision, None);
+    json.open();
+    json.count("deleted", answer.body.count.unwrap_or(0));
+    json.int("revision", revision);
+    json.bool("dry_run", true);
+    json.close();
     call.json(StatusCode::OK, Some(answer.header), json)
 }
 

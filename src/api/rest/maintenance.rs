@@ -7,9 +7,9 @@ use crate::api::call::{ALWAYS, Call, Outcome, Reply};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
 use crate::api::{ETCD_VERSION, receive};
-use crate::service::CompactTarget;
+use crate::service::{CompactTarget, Header};
 use futures_util::stream::unfold;
-use hyper::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::io;
 use std::time::Duration;
@@ -21,13 +21,12 @@ const LOG_LEVEL: Names = Names { allowed: &[&["level", "for"], ALWAYS], later: &
 const LEVELS: [(&str, &str); 5] =
     [("error", "error"), ("warn", "warn"), ("info", "info"), ("debug", "debug"), ("trace", "trace")];
 /// A raised log level is meant for a look, not for ever.
-const LOG_LEVEL_FOR_DEFAULT: Duration = Duration::from_secs(600);
 const LOG_LEVEL_FOR_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn compact(call: &mut Call) -> Outcome {
     let query = call.query(&COMPACT)?;
-    call.body_is(&["application/json"])?;
     let context = call.context(&query)?;
+    call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;
     let mut scalars = Scalars::new(&query, &body)?;
     let targets = (scalars.revision("revision")?, scalars.revision("keep_revisions")?, scalars.duration("keep")?);
@@ -91,7 +90,9 @@ pub(crate) async fn hash(call: &mut Call) -> Outcome {
     let query = call.query(&HASH)?;
     call.accepts(&["application/json"])?;
     let context = call.context(&query)?;
-    let answer = call.state.service.hash(&context, query.past_revision("revision")?).await?;
+    let answer = call.state.service.hash(&context, query.revision("revision")?).await?;
+    // It is of this member by its nature; how old that is belongs to stale reads.
+    let header = Header { staleness_ms: None, ..answer.header };
     let mut json = Writer::with_capacity(160);
     json.open();
     json.text("hash", &answer.body.hash);
@@ -99,7 +100,7 @@ pub(crate) async fn hash(call: &mut Call) -> Outcome {
     json.int("compacted_revision", answer.body.compacted_revision);
     json.count("applied_index", answer.body.applied_index);
     json.close();
-    call.json(StatusCode::OK, Some(answer.header), json)
+    call.json(StatusCode::OK, Some(header), json)
 }
 
 pub(crate) fn config(call: &mut Call) -> Outcome {
@@ -116,21 +117,27 @@ pub(crate) async fn log_level(call: &mut Call) -> Outcome {
     let body = receive::whole(call).await?;
     let mut scalars = Scalars::new(&query, &body)?;
     let level = scalars.text("level")?;
-    let duration = scalars.duration("for")?.unwrap_or(LOG_LEVEL_FOR_DEFAULT);
+    let duration = scalars.duration("for")?;
     scalars.finish()?;
     let level = level.ok_or_else(|| Problem::parameter("level", "`level` is missing"))?;
     let level = choose("level", &level, &LEVELS)?;
     let previous = call.state.logs.level();
-    if duration.is_zero() || duration > LOG_LEVEL_FOR_MAX {
-        return Err(Problem::parameter("for", "`for` is between 1ms and 24h"));
-    }
-    let set = call.state.logs.set_for(level, duration, &call.state.tasks);
+    let set = match duration {
+        None => call.state.logs.set(level),
+        Some(duration) if duration.is_zero() || duration > LOG_LEVEL_FOR_MAX => {
+            return Err(Problem::parameter("for", "`for` is between 1ms and 24h"));
+        }
+        Some(duration) => call.state.logs.set_for(level, duration, &call.state.tasks),
+    };
     set.map_err(|error| Problem::parameter("level", error.to_string()))?;
     tracing::info!(level, previous, "log level changed");
     let mut json = Writer::with_capacity(64);
     json.open();
     json.text("level", level);
-    json.count("for_ms", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+    json.text("previous", &previous);
+    if let Some(duration) = duration {
+        json.count("for_ms", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+    }
     json.close();
     call.json(StatusCode::OK, None, json)
 }
@@ -154,6 +161,7 @@ pub(crate) async fn snapshot(call: &mut Call) -> Outcome {
     let mut response = Response::new(Body::stream(chunks));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     if let Ok(name) = HeaderValue::try_from(name) {
         headers.insert(CONTENT_DISPOSITION, name);
     }

@@ -12,8 +12,6 @@ pub(crate) struct Names {
     pub(crate) later: &'static [&'static str],
 }
 
-/// The one name that may be given more than once.
-const REPEATABLE: &str = "exclude";
 /// Revisions stay below 2^53, so that JSON readers keep them exact.
 const REVISION_MAX: Revision = (1 << 53) - 1;
 
@@ -41,7 +39,7 @@ impl Query {
             if !names.allowed.iter().any(|group| group.contains(&&*name)) {
                 return Err(unknown(&name, names.allowed.iter().copied().flatten().copied()));
             }
-            if name != REPEATABLE && query.has(&name) {
+            if query.pairs.iter().any(|(known, _)| *known == name) {
                 return Err(Problem::parameter(&name, format!("`{name}` is given more than once")));
             }
             let value = match value {
@@ -67,17 +65,6 @@ impl Query {
     /// The value's bytes; those of a bare name are empty.
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.find(name).map(|value| value.as_deref().unwrap_or_default())
-    }
-
-    /// Every value of the name that may be repeated; commas separate as well.
-    pub(crate) fn excluded(&self) -> Result<Vec<&str>, Problem> {
-        let mut all = Vec::new();
-        for (_, value) in self.pairs.iter().filter(|(name, _)| name == REPEATABLE) {
-            let text = std::str::from_utf8(value.as_deref().unwrap_or_default());
-            let text = text.map_err(|_| Problem::parameter(REPEATABLE, "`exclude` is not UTF-8"))?;
-            all.extend(text.split(',').filter(|part| !part.is_empty()));
-        }
-        Ok(all)
     }
 
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, Problem> {
@@ -118,16 +105,6 @@ impl Query {
         }
     }
 
-    /// The revision to read at; 0 would be none.
-    pub(crate) fn past_revision(&self, name: &str) -> Result<Option<Revision>, Problem> {
-        match self.revision(name)? {
-            Some(0) => {
-                Err(Problem::parameter(name, format!("`{name}` is at least 1; leave it out to read the newest")))
-            }
-            revision => Ok(revision),
-        }
-    }
-
     /// A count of at least 1.
     pub(crate) fn count(&self, name: &str) -> Result<Option<u64>, Problem> {
         let Some(value) = self.int(name)? else { return Ok(None) };
@@ -145,10 +122,14 @@ impl Query {
         choose(name, text, choices).map(Some)
     }
 
-    /// Name and value pairs in an order of their own: the same question, however it was put.
+    /// Name and value pairs that say the same in any order; not those that only concern the way of answering.
     pub(crate) fn canonical(&self) -> Vec<(&str, &[u8])> {
-        let mut pairs: Vec<(&str, &[u8])> =
-            self.pairs.iter().map(|(name, value)| (&**name, value.as_deref().unwrap_or(b"true"))).collect();
+        let mut pairs: Vec<(&str, &[u8])> = self
+            .pairs
+            .iter()
+            .filter(|(name, _)| name != "timeout" && name != "pretty")
+            .map(|(name, value)| (&**name, value.as_deref().unwrap_or(b"true")))
+            .collect();
         pairs.sort_unstable();
         pairs
     }
@@ -213,21 +194,37 @@ fn distance(a: &str, b: &str) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// `500ms`, `30s`, `5m`, `24h`, or whole seconds; at most nine digits, so that nothing overflows.
+/// Digits of one number in a duration: enough for 30 years in seconds.
+const DURATION_DIGITS_MAX: usize = 9;
+
+/// `500ms`, `30s`, `5m`, `24h`, `7d`, sequences such as `1h30m`, or whole seconds.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if digits > 9 || (digits > 1 && number.starts_with('0')) {
+    if text.is_empty() {
         return None;
     }
-    let unit_ms: u64 = match unit {
-        "ms" => 1,
-        "s" | "" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.parse().ok().and_then(|number: u64| number.checked_mul(unit_ms)).map(Duration::from_millis)
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let short = text.len() <= DURATION_DIGITS_MAX;
+        return text.parse().ok().filter(|_| short).map(Duration::from_secs);
+    }
+    let mut rest = text;
+    let mut total_ms: u64 = 0;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().ok().filter(|_| digits <= DURATION_DIGITS_MAX)?;
+        rest = &rest[digits..];
+        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let unit_ms: u64 = match &rest[..letters] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        rest = &rest[letters..];
+        total_ms = total_ms.checked_add(number.checked_mul(unit_ms)?)?;
+    }
+    Some(Duration::from_millis(total_ms))
 }
 
 /// Percent escapes as bytes, and `+` as space, as forms and `URLSearchParams` write it. `None` if an
@@ -312,7 +309,6 @@ mod tests {
             assert!(parse(&format!("limit={revision}")).unwrap().revision("limit").is_err(), "{revision}");
         }
         assert_eq!(parse("limit=9007199254740991").unwrap().revision("limit").unwrap(), Some(REVISION_MAX));
-        assert!(parse("limit=0").unwrap().past_revision("limit").is_err());
         assert_eq!(parse("limit=0").unwrap().count("limit").ok(), None);
         assert_eq!(parse("limit=7").unwrap().count("limit").unwrap(), Some(7));
     }
@@ -324,10 +320,8 @@ mod tests {
             ("30s", Some(30_000)),
             ("5m", Some(300_000)),
             ("24h", Some(86_400_000)),
-            ("999999999h", Some(3_599_999_996_400_000)),
-            ("1h30m", None),
-            ("7d", None),
-            ("01s", None),
+            ("1h30m", Some(5_400_000)),
+            ("7d", Some(604_800_000)),
             ("60", Some(60_000)),
             ("0", Some(0)),
             ("", None),
@@ -338,6 +332,7 @@ mod tests {
             ("1s2", None),
             ("99999999999999999999", None),
             ("1000000000", None),
+            ("999999999999999999d", None),
         ];
         for (text, expected) in table {
             assert_eq!(parse_duration(text), expected.map(Duration::from_millis), "{text}");
@@ -345,8 +340,8 @@ mod tests {
     }
 
     #[test]
-    fn the_canonical_form_ignores_order_and_spelling() {
-        let (a, b) = (parse("limit=1&prefix=a%2Fb&pretty").unwrap(), parse("pretty=true&prefix=a/b&limit=1").unwrap());
+    fn the_canonical_form_ignores_order_and_what_does_not_change_the_meaning() {
+        let (a, b) = (parse("limit=1&prefix=a%2Fb&timeout=1s").unwrap(), parse("prefix=a/b&limit=1&pretty").unwrap());
         assert_eq!(a.canonical(), b.canonical());
         assert_ne!(a.canonical(), parse("prefix=a/b&limit=2").unwrap().canonical());
     }

@@ -10,10 +10,10 @@ use crate::api::json::{Node, Value, Writer};
 use crate::api::problem::Problem;
 use crate::api::receive;
 use crate::api::status::Code;
-use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, KEY_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
+use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, Rejection, Reply, Revision,
-    Txn, TxnReply,
+    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, RangeSort, Reply, Revision,
+    SortOrder, Txn, TxnReply,
 };
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -106,11 +106,6 @@ fn range(fields: &mut Fields<'_>) -> Result<Option<KeyRange>, Problem> {
     let prefix = fields.bytes("prefix", "prefix_base64")?;
     let start = fields.bytes("start", "start_base64")?;
     let end = fields.bytes("end", "end_base64")?;
-    for part in [&prefix, &start, &end].into_iter().flatten() {
-        if part.len() > KEY_BYTES_MAX {
-            return Err(Rejection::KeyTooLong { bytes: part.len() as u64, limit: KEY_BYTES_MAX as u64 }.into());
-        }
-    }
     match (prefix, start, end) {
         (None, None, None) => Ok(None),
         (Some(prefix), None, None) => Ok(Some(KeyRange::prefix(prefix))),
@@ -275,7 +270,7 @@ fn delete(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
 }
 
 fn list(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
-    let range = range(fields)?.ok_or_else(|| fields.wrong("prefix", "there, nor `start` and `end`"))?;
+    let range = range(fields)?.unwrap_or_else(KeyRange::all);
     let limit = match fields.int("limit")? {
         None => LIST_PAGE_DEFAULT,
         Some(limit) => {
@@ -285,7 +280,19 @@ fn list(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
     };
     let keys_only = fields.bool("keys_only")?.unwrap_or(false);
     let count_only = fields.bool("count_only")?.unwrap_or(false);
-    let op = RangeOp { limit, keys_only, count_only, ..RangeOp::newest(range) };
+    let order = match fields.text("order")?.as_deref() {
+        None | Some("asc") => SortOrder::Ascending,
+        Some("desc") => SortOrder::Descending,
+        Some(_) => return Err(fields.wrong("order", "`asc` or `desc`")),
+    };
+    let sort = match fields.text("sort")?.as_deref() {
+        None | Some("key") => RangeSort::Key,
+        Some("create") => RangeSort::Create,
+        Some("mod") => RangeSort::Mod,
+        Some("version") => RangeSort::Version,
+        Some(_) => return Err(fields.wrong("sort", "`key`, `create`, `mod` or `version`")),
+    };
+    let op = RangeOp { limit, keys_only, count_only, order, sort, ..RangeOp::newest(range) };
     Ok((Op::Range(op), Shape::List { values: Values::unless(keys_only), count_only }))
 }
 
@@ -365,12 +372,14 @@ fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: R
             json.name("list");
             json.open();
             json.int("revision", revision);
-            json.name("items");
-            json.open_list();
-            range.kvs.iter().for_each(|kv| dto::entry(json, kv, *values));
-            json.close_list();
+            if !count_only {
+                json.name("items");
+                json.open_list();
+                range.kvs.iter().for_each(|kv| dto::entry(json, kv, *values));
+                json.close_list();
+            }
             json.count("count", range.count);
-            json.bool("more", range.more && !count_only);
+            json.bool("more", range.more);
             json.close();
         }
         (Shape::Add, OpReply::Add { key, value, previous, clamped, .. }) => {

@@ -136,7 +136,7 @@ pub(in crate::cli) fn restore(args: &SnapshotRestore, mode: Mode, out: &mut Out)
 fn failed(error: RestoreError) -> CliError {
     let hint = match error {
         RestoreError::NotEmpty { .. } => Some("name a directory that does not exist yet".to_owned()),
-        RestoreError::BadSnapshot(_) | RestoreError::Io(_) | RestoreError::Unsupported(_) => None,
+        RestoreError::BadSnapshot(_) | RestoreError::Identity(_) | RestoreError::Io(_) => None,
     };
     CliError::Failed { message: error.to_string(), hint, code: crate::cli::exit::OTHER }
 }

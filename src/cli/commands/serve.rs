@@ -2,11 +2,9 @@
 
 use crate::cli::exit::CliError;
 use crate::cli::server_flags::ServerFlags;
-use crate::cli::session::note;
 use crate::node;
 
 pub(in crate::cli) fn run(flags: ServerFlags) -> Result<(), CliError> {
     let checked = flags.layered()?.check()?;
-    checked.warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
     node::run(checked).map_err(|error| CliError::other(error.to_string()))
 }

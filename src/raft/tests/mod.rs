@@ -6,7 +6,7 @@ mod single;
 
 use super::*;
 use crate::env::{SystemClock, TaskSet};
-use crate::machine::{machine::Options, Outcome};
+use crate::machine::{self, Outcome};
 use crate::model::{
     Caller, Command, Failure, Fault, LeaseChoice, Op, OpReply, Proposal, PutOp, Reply, Revision, RevisionEvents, Txn,
 };

@@ -85,7 +85,6 @@ async fn shutdown_refuses_or_leaves_unknown() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_keeps_what_was_answered() {
     for seed in 0..6u64 {
-        println!("seed {seed}");
         let disk = SimDisk::new();
         let node = Node::bootstrap(&disk).await;
         disk.cut_after(disk.operations() + 5 + seed * 7);
@@ -102,7 +101,7 @@ async fn a_power_cut_keeps_what_was_answered() {
         disk.crash(Survivors::Seeded(seed));
         let node = Node::restart(&disk).await;
         for key in answered {
-            assert!(node.get(&key).is_some(), "{key} was answered and is lost");
+            assert!(node.get(&key).is_some(), "seed {seed}: {key} was answered and is lost");
         }
         node.put("after", "v").await.unwrap();
         node.stop().await;
@@ -159,7 +158,7 @@ async fn a_growing_log_brings_snapshots_by_itself() {
 
 fn damage_newest(disk: &SimDisk) {
     let dir = Path::new("/data/snapshot");
-    let name = disk.list(dir).unwrap().into_iter().filter(|name| name.ends_with(".snap")).next_back().unwrap();
+    let name = disk.list(dir).unwrap().into_iter().rfind(|name| name.ends_with(".snap")).unwrap();
     let file = disk.open(&dir.join(name)).unwrap();
     let middle = file.len().unwrap() / 2;
     let mut byte = [0];

@@ -1,0 +1,137 @@
+//! What things cost; run by hand with optimisation:
+//! `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test --lib machine::tests::cost -- --ignored --nocapture`.
+#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "measures and tells")]
+
+use super::generate::Dice;
+use super::support::{get, propose};
+use crate::machine::{Machine, Options};
+use crate::model::{Batch, Caller, Command, Fault, KeyRange, LeaseChoice, LogPosition, Op, PutOp, RangeOp, Txn, codec};
+use crate::storage::blocks::{BlockOptions, BlockStore};
+use crate::storage::sled::SledEngine;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Instant;
+
+const KEYS: u64 = 1_000_000;
+const BATCH: u64 = 64;
+
+fn store(dir: &std::path::Path) -> Arc<BlockStore> {
+    let fatal = Arc::new(|fault: &Fault| panic!("the block store failed: {fault}"));
+    Arc::new(BlockStore::new(Arc::new(SledEngine::fresh(dir).unwrap()), BlockOptions::new(fatal)).unwrap())
+}
+
+fn rss_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+fn key(n: u64) -> Bytes {
+    // Scattered over the key space.
+    format!("app/{:028x}", u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).into_bytes().into()
+}
+
+/// Encoded, as they come from the log.
+fn batches(keys: impl Iterator<Item = u64>, fill: u8) -> impl Iterator<Item = Vec<u8>> {
+    let mut keys = keys.peekable();
+    std::iter::from_fn(move || {
+        keys.peek()?;
+        let proposals = keys
+            .by_ref()
+            .take(BATCH as usize)
+            .map(|n| {
+                let put = Op::Put(PutOp {
+                    key: key(n),
+                    value: vec![fill; 256].into(),
+                    content_type: None,
+                    lease: LeaseChoice::Detach,
+                    prev_kv: false,
+                    ignore_value: false,
+                });
+                propose(Command::Txn(Txn { success: vec![put], ..Txn::default() }))
+            })
+            .collect();
+        Some(codec::encode(&Batch { proposed_at_ms: 1, wall_ms: 1, proposals }).unwrap())
+    })
+}
+
+struct Loader {
+    index: u64,
+    apply_ns: u128,
+    puts: u128,
+}
+
+impl Loader {
+    fn run(&mut self, machine: &mut Machine, batches: impl Iterator<Item = Vec<u8>>, what: &str) {
+        (self.apply_ns, self.puts) = (0, 0);
+        for bytes in batches {
+            self.index += 1;
+            let batch: Batch = codec::decode("batch", &bytes).unwrap();
+            self.puts += batch.proposals.len() as u128;
+            let start = Instant::now();
+            machine.apply(LogPosition { term: 1, node: 1, index: self.index }, &batch).unwrap();
+            self.apply_ns += start.elapsed().as_nanos();
+        }
+        println!("{what}: {} ns per put in batches of {BATCH}", self.apply_ns / self.puts);
+    }
+}
+
+#[test]
+#[ignore = "measures; takes a minute"]
+fn of_a_million_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
+    let before = rss_bytes();
+    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
+    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    loader.run(&mut machine, batches(0..KEYS, b'a'), "new keys");
+    println!("RSS per key: {} bytes", (rss_bytes() - before) / KEYS);
+    let mut dice = Dice(1);
+    let scattered: Vec<u64> = (0..200_000).map(|_| dice.below(KEYS)).collect();
+    loader.run(&mut machine, batches(scattered.into_iter(), b'b'), "scattered overwrites");
+    loader.run(&mut machine, batches((0..200_000).map(|_| 7), b'c'), "one hot key");
+    let view = machine.reader().view();
+    let anybody = Caller::Anonymous;
+    let start = Instant::now();
+    for _ in 0..100_000 {
+        let Op::Range(op) = get(std::str::from_utf8(&key(dice.below(KEYS))).unwrap()) else { unreachable!() };
+        assert_eq!(view.range(&anybody, &op).unwrap().kvs.len(), 1);
+    }
+    println!("point read: {} ns", start.elapsed().as_nanos() / 100_000);
+    let start = Instant::now();
+    for _ in 0..100 {
+        let op = RangeOp { limit: 1000, ..RangeOp::newest(KeyRange { start: key(dice.below(KEYS)), end: None }) };
+        view.range(&anybody, &op).unwrap();
+    }
+    println!("range of 1000: {} us", start.elapsed().as_micros() / 100);
+    drop(view);
+    let start = Instant::now();
+    let revision = machine.reader().view().revision();
+    let batch = Batch { proposed_at_ms: 2, wall_ms: 2, proposals: vec![propose(Command::Compact { revision })] };
+    machine.apply(LogPosition { term: 1, node: 1, index: loader.index + 1 }, &batch).unwrap();
+    let (mut steps, mut longest) = (0, 0);
+    loop {
+        let step = Instant::now();
+        let more = machine.trim_step(1000).unwrap();
+        longest = longest.max(step.elapsed().as_micros());
+        steps += 1;
+        if !more {
+            break;
+        }
+    }
+    println!("compaction: {} ms in {steps} steps, the longest {longest} us", start.elapsed().as_millis());
+    image(&machine, &options, &dir.path().join("b"));
+}
+
+fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
+    let start = Instant::now();
+    let mut blocks: Vec<Bytes> = Vec::new();
+    machine.image().write_to(&mut |block| Ok(blocks.push(Bytes::copy_from_slice(block)))).unwrap();
+    let bytes: usize = blocks.iter().map(Bytes::len).sum();
+    println!("image: {} ms, {bytes} bytes", start.elapsed().as_millis());
+    let before = rss_bytes();
+    let start = Instant::now();
+    let restored = Machine::restore(store(dir), options, blocks.into_iter().map(Ok)).unwrap();
+    println!("restore: {} ms", start.elapsed().as_millis());
+    println!("RSS of the restored per key: {} bytes", (rss_bytes().saturating_sub(before)) / KEYS);
+    assert_eq!(restored.reader().view().state_hash(), machine.reader().view().state_hash());
+}

@@ -1,0 +1,499 @@
+//! A naive model of the machine: every revision's whole state, in maps, with no thought for cost.
+//! It shares with the machine only the vocabulary, `validate`, and the pieces of which the quota is made.
+
+use crate::machine::validate;
+use crate::model::{
+    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, EventKind, HistoryItem, KeyRange, KeyValue,
+    LeaseChoice, LeaseId, Op, OpReply, Proposal, RangeOp, RangeReply, RangeSort, Rejection, Reply, Revision, SortOrder,
+    Txn, TxnReply, codec, limits,
+};
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+pub(super) type Keys = BTreeMap<Bytes, KeyValue>;
+type Outcome = (Result<Reply, Rejection>, bool);
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ModelEvent {
+    pub(super) kind: EventKind,
+    pub(super) kv: KeyValue,
+    pub(super) prev: Option<KeyValue>,
+}
+
+#[derive(Debug, Clone)]
+struct Remembered {
+    scope: (Caller, String),
+    fingerprint: [u8; 16],
+    outcome: Result<Reply, Rejection>,
+    at_ms: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    pub(super) keys: Keys,
+    pub(super) leases: BTreeMap<LeaseId, (u64, bool)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) revision: Revision,
+    pub(super) compacted: Revision,
+    pub(super) now_ms: u64,
+    pub(super) quota: u64,
+    pub(super) state: State,
+    /// The keys after each revision.
+    pub(super) states: BTreeMap<Revision, Keys>,
+    pub(super) events: BTreeMap<Revision, Vec<ModelEvent>>,
+    remembered: Vec<Remembered>,
+    remembered_max: usize,
+    /// First revision, time and superseded bytes of what was written within a second.
+    buckets: Vec<(Revision, u64, u64)>,
+}
+
+/// A transaction under way.
+struct Run<'a> {
+    before: &'a Keys,
+    state: State,
+    main: Revision,
+    events: Vec<ModelEvent>,
+    superseded: u64,
+    grew: bool,
+}
+
+fn weight(kv: &KeyValue) -> u64 {
+    (64 + kv.key.len() + kv.value.len() + kv.content_type.as_ref().map_or(0, String::len)) as u64
+}
+
+impl Model {
+    pub(super) fn new(quota: u64, remembered_max: usize) -> Self {
+        Self {
+            revision: 1,
+            compacted: 0,
+            now_ms: 0,
+            quota,
+            state: State::default(),
+            states: BTreeMap::from([(1, Keys::new())]),
+            events: BTreeMap::new(),
+            remembered: Vec::new(),
+            remembered_max,
+            buckets: Vec::new(),
+        }
+    }
+
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.state.keys.values().map(weight).sum()
+    }
+
+    pub(super) fn retained_bytes(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.2).sum()
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        let remembered: u64 = self.remembered.iter().map(|record| record.bytes).sum();
+        self.live_bytes() + self.retained_bytes() + self.state.leases.len() as u64 * 64 + remembered
+    }
+
+    pub(super) fn remembered(&self) -> usize {
+        self.remembered.len()
+    }
+
+    pub(super) fn apply(&mut self, now_ms: u64, proposal: &Proposal) -> Outcome {
+        self.now_ms = self.now_ms.max(now_ms);
+        let is_old = |record: &Remembered, now_ms: u64| now_ms - record.at_ms > limits::IDEMPOTENCY_KEPT_MS;
+        for _ in 0..8 {
+            if self.remembered.first().is_some_and(|record| is_old(record, self.now_ms)) {
+                self.remembered.remove(0);
+            }
+        }
+        let Some(asked) = &proposal.idempotency else { return (self.execute(&proposal.command), false) };
+        let scope = (proposal.caller.clone(), asked.key.clone());
+        let known = self.remembered.iter().find(|record| record.scope == scope && !is_old(record, self.now_ms));
+        if let Some(record) = known {
+            return if record.fingerprint == asked.fingerprint {
+                (record.outcome.clone(), true)
+            } else {
+                (Err(Rejection::IdempotencyKeyReused), false)
+            };
+        }
+        if self.remembered.len() >= self.remembered_max {
+            return (Err(Rejection::IdempotencyTableFull), false);
+        }
+        let result = self.execute(&proposal.command);
+        if matches!(result, Err(Rejection::QuotaExceeded { .. })) {
+            return (result, false);
+        }
+        let mut kept = result.clone();
+        if codec::encode(&kept).unwrap().len() > 4096 {
+            let succeeded = !matches!(&kept, Ok(Reply::Txn(txn)) if !txn.succeeded);
+            kept = Ok(Reply::Outcome { succeeded, revision: self.revision });
+        }
+        let name = if let Caller::User { name, .. } = &proposal.caller { name.len() } else { 0 };
+        let bytes = (128 + 9 + name + asked.key.len() + codec::encode(&kept).unwrap().len()) as u64;
+        self.remembered.retain(|record| record.scope != scope);
+        self.remembered.push(Remembered {
+            scope,
+            fingerprint: asked.fingerprint,
+            outcome: kept,
+            at_ms: self.now_ms,
+            bytes,
+        });
+        (result, false)
+    }
+
+    fn execute(&mut self, command: &Command) -> Result<Reply, Rejection> {
+        validate(command)?;
+        match command {
+            Command::Txn(txn) => {
+                let before = self.state.keys.clone();
+                let mut run = self.run(&before);
+                let mut reply = run.txn(self, txn, None)?;
+                let growth = run.state.keys.values().map(weight).sum::<u64>() as i128 - self.live_bytes() as i128
+                    + i128::from(run.superseded)
+                    + (run.state.leases.len() as i128 - self.state.leases.len() as i128) * 64;
+                if run.grew && i128::from(self.used()) + growth > i128::from(self.quota) {
+                    return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
+                }
+                let Run { state, events, superseded, .. } = run;
+                self.commit(state, events, superseded);
+                stamp(&mut reply, self.revision);
+                Ok(Reply::Txn(reply))
+            }
+            Command::LeaseGrant { id, ttl_ms } => {
+                if self.state.leases.contains_key(id) {
+                    return Err(Rejection::LeaseExists(*id));
+                }
+                if self.used() + 64 > self.quota {
+                    return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
+                }
+                self.state.leases.insert(*id, (*ttl_ms, false));
+                Ok(Reply::LeaseGranted { id: *id, ttl_ms: *ttl_ms, revision: self.revision })
+            }
+            Command::LeaseRevoke { id, reason } => {
+                if !self.state.leases.contains_key(id) {
+                    return Err(Rejection::LeaseNotFound(*id));
+                }
+                let before = self.state.keys.clone();
+                let mut run = self.run(&before);
+                let attached: Vec<Bytes> =
+                    before.values().filter(|kv| kv.lease == *id).map(|kv| kv.key.clone()).collect();
+                for key in &attached {
+                    run.delete(key, *reason);
+                }
+                run.state.leases.remove(id);
+                let Run { state, events, superseded, .. } = run;
+                self.commit(state, events, superseded);
+                Ok(Reply::LeaseRevoked { deleted: attached.len() as u64, revision: self.revision })
+            }
+            Command::Compact { revision } => {
+                let current = self.revision;
+                if *revision <= self.compacted {
+                    let compacted = self.compacted;
+                    return Err(Rejection::Compacted { requested: *revision, compacted, current });
+                }
+                if *revision > current {
+                    return Err(Rejection::FutureRevision { requested: *revision, current });
+                }
+                self.compacted = *revision;
+                while self.buckets.get(1).map_or(current, |next| next.0 - 1) <= *revision && !self.buckets.is_empty() {
+                    self.buckets.remove(0);
+                }
+                Ok(Reply::Compact { compacted_revision: *revision, revision: current })
+            }
+            Command::SetQuota { bytes } => {
+                self.quota = *bytes;
+                Ok(Reply::Quota { bytes: *bytes })
+            }
+            Command::RaiseFeatureLevel { .. } => Ok(Reply::FeatureLevel { level: 1 }),
+        }
+    }
+
+    fn run<'a>(&self, before: &'a Keys) -> Run<'a> {
+        let (state, main) = (self.state.clone(), self.revision + 1);
+        Run { before, state, main, events: Vec::new(), superseded: 0, grew: false }
+    }
+
+    fn commit(&mut self, state: State, events: Vec<ModelEvent>, superseded: u64) {
+        self.state = state;
+        if events.is_empty() {
+            return;
+        }
+        self.revision += 1;
+        self.states.insert(self.revision, self.state.keys.clone());
+        self.events.insert(self.revision, events);
+        match self.buckets.last_mut() {
+            Some(last) if self.now_ms < last.1 + 1000 => last.2 += superseded,
+            _ => self.buckets.push((self.revision, self.now_ms, superseded)),
+        }
+    }
+
+    pub(super) fn read(&self, keys: &Keys, op: &RangeOp) -> Result<RangeReply, Rejection> {
+        let current = self.revision;
+        let keys = match op.revision {
+            revision if revision <= 0 => keys,
+            requested if requested > current => return Err(Rejection::FutureRevision { requested, current }),
+            requested if requested < self.compacted => {
+                return Err(Rejection::Compacted { requested, compacted: self.compacted, current });
+            }
+            revision => &self.states[&revision],
+        };
+        let mut found: Vec<KeyValue> = keys.values().filter(|kv| op.range.shows(&kv.key)).cloned().collect();
+        let count = found.len() as u64;
+        if op.count_only {
+            return Ok(RangeReply { kvs: vec![], count, more: false });
+        }
+        let within = |at: Revision, min: Revision, max: Revision| (min == 0 || at >= min) && (max == 0 || at <= max);
+        found.retain(|kv| {
+            within(kv.mod_revision, op.min_mod_revision, op.max_mod_revision)
+                && within(kv.create_revision, op.min_create_revision, op.max_create_revision)
+        });
+        let by = |a: &KeyValue, b: &KeyValue| match op.sort {
+            RangeSort::Key => a.key.cmp(&b.key),
+            RangeSort::Version => a.version.cmp(&b.version),
+            RangeSort::Create => a.create_revision.cmp(&b.create_revision),
+            RangeSort::Mod => a.mod_revision.cmp(&b.mod_revision),
+            RangeSort::Value => a.value.cmp(&b.value),
+        };
+        match op.order {
+            SortOrder::Ascending => found.sort_by(by),
+            SortOrder::Descending => found.sort_by(|a, b| by(b, a)),
+        }
+        let limit = if op.limit == 0 { usize::MAX } else { op.limit as usize };
+        let more = found.len() > limit;
+        found.truncate(limit);
+        if op.keys_only {
+            found.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(RangeReply { kvs: found, count, more })
+    }
+
+    /// A key's readable versions, newest first.
+    pub(super) fn history(&self, key: &Bytes) -> Vec<HistoryItem> {
+        let mut items = Vec::new();
+        let mut current = None;
+        for (revision, events) in &self.events {
+            let Some(event) = events.iter().find(|event| event.kv.key == *key) else { continue };
+            let item = match event.kind {
+                EventKind::Put => HistoryItem::Put(event.kv.clone()),
+                EventKind::Delete(reason) => HistoryItem::Delete { revision: *revision, reason },
+            };
+            if *revision <= self.compacted {
+                current = Some(item).filter(|item| matches!(item, HistoryItem::Put(_)));
+            } else {
+                items.push(item);
+            }
+        }
+        items.splice(0..0, current);
+        items.reverse();
+        items
+    }
+}
+
+fn stamp(reply: &mut TxnReply, revision: Revision) {
+    reply.revision = revision;
+    for result in &mut reply.results {
+        if let OpReply::Txn(inner) = result {
+            stamp(inner, revision);
+        }
+    }
+}
+
+impl Run<'_> {
+    fn txn(&mut self, model: &Model, txn: &Txn, top: Option<u32>) -> Result<TxnReply, Rejection> {
+        let failed_if: Vec<u32> = (0..).zip(&txn.compares).filter(|(_, c)| !self.holds(c)).map(|(at, _)| at).collect();
+        let succeeded = failed_if.is_empty();
+        let mut results = Vec::new();
+        for (position, op) in (0..).zip(if succeeded { &txn.success } else { &txn.failure }) {
+            results.push(self.op(model, op, top.unwrap_or(position))?);
+        }
+        Ok(TxnReply { succeeded, failed_if, revision: 0, results })
+    }
+
+    /// Against the state before the transaction.
+    fn holds(&self, compare: &Compare) -> bool {
+        let found: Vec<&KeyValue> = self.before.values().filter(|kv| compare.range.shows(&kv.key)).collect();
+        let one = |kv: Option<&KeyValue>| {
+            let number = |actual: Option<i64>, wanted: i64| Some(actual.unwrap_or(0).cmp(&wanted));
+            let ordering = match &compare.target {
+                CompareTarget::Version(wanted) => number(kv.map(|kv| kv.version), *wanted),
+                CompareTarget::CreateRevision(wanted) => number(kv.map(|kv| kv.create_revision), *wanted),
+                CompareTarget::ModRevision(wanted) => number(kv.map(|kv| kv.mod_revision), *wanted),
+                CompareTarget::Lease(wanted) => number(kv.map(|kv| kv.lease), *wanted),
+                CompareTarget::Value(wanted) => kv.map(|kv| kv.value.cmp(wanted)),
+            };
+            ordering.is_some_and(|ordering| match compare.op {
+                CompareOp::Equal => ordering == Ordering::Equal,
+                CompareOp::NotEqual => ordering != Ordering::Equal,
+                CompareOp::Less => ordering == Ordering::Less,
+                CompareOp::LessOrEqual => ordering != Ordering::Greater,
+                CompareOp::Greater => ordering == Ordering::Greater,
+                CompareOp::GreaterOrEqual => ordering != Ordering::Less,
+            })
+        };
+        if found.is_empty() { one(None) } else { found.into_iter().all(|kv| one(Some(kv))) }
+    }
+
+    fn op(&mut self, model: &Model, op: &Op, operation: u32) -> Result<OpReply, Rejection> {
+        match op {
+            Op::Txn(txn) => self.txn(model, txn, Some(operation)).map(OpReply::Txn),
+            Op::Range(range) => model.read(&self.state.keys, range).map(OpReply::Range),
+            Op::Put(put) => {
+                let old = self.state.keys.get(&put.key).cloned();
+                let (value, content_type) = match (&old, put.ignore_value) {
+                    (Some(old), true) => (old.value.clone(), old.content_type.clone()),
+                    (None, true) => return Err(Rejection::KeyNotFound { key: put.key.clone() }),
+                    (_, false) => (put.value.clone(), put.content_type.clone()),
+                };
+                let kv = self.put(&put.key, value, content_type, put.lease)?;
+                Ok(OpReply::Put {
+                    key: kv.key,
+                    version: kv.version,
+                    created: kv.version == 1,
+                    lease: kv.lease,
+                    prev: old.filter(|_| put.prev_kv),
+                })
+            }
+            Op::Delete { range, prev_kv } => {
+                let found: Vec<KeyValue> =
+                    self.state.keys.values().filter(|kv| range.shows(&kv.key)).cloned().collect();
+                for kv in &found {
+                    self.delete(&kv.key, DeleteReason::Deleted);
+                }
+                Ok(OpReply::Delete { deleted: found.len() as u64, prev: if *prev_kv { found } else { vec![] } })
+            }
+            Op::Add { key, by, initial, min, max, clamp, lease } => {
+                let old = self.state.keys.get(key).cloned();
+                let previous = match &old {
+                    None => *initial,
+                    Some(old) => std::str::from_utf8(&old.value)
+                        .ok()
+                        .and_then(|text| text.parse().ok())
+                        .ok_or(Rejection::NotACounter { key: key.clone() })?,
+                };
+                let sum = i128::from(previous) + i128::from(*by);
+                let low = min.map_or(i128::MIN, i128::from);
+                let high = max.map_or(i128::MAX, i128::from);
+                if !(low..=high).contains(&sum) && !clamp {
+                    let key = key.clone();
+                    return Err(Rejection::OutOfRange { key, current: previous, min: *min, max: *max, operation });
+                }
+                let bounded = sum.clamp(low, high);
+                let value = i64::try_from(bounded).map_err(|_| Rejection::Overflow { key: key.clone() })?;
+                let content_type = old.as_ref().and_then(|old| old.content_type.clone());
+                let kv = self.put(key, value.to_string().into(), content_type, *lease)?;
+                Ok(OpReply::Add {
+                    key: kv.key,
+                    value,
+                    previous,
+                    existed: old.is_some(),
+                    clamped: bounded != sum,
+                    version: kv.version,
+                    lease: kv.lease,
+                })
+            }
+            Op::MergePatch { key, patch, prev_kv, lease } => {
+                let old = self.state.keys.get(key).cloned().ok_or(Rejection::KeyNotFound { key: key.clone() })?;
+                let mut value: serde_json::Value =
+                    serde_json::from_slice(&old.value).map_err(|_| Rejection::NotJson { key: key.clone() })?;
+                json_patch::merge(&mut value, &serde_json::from_slice(patch).unwrap());
+                let content_type = old.content_type.clone().or(Some("application/json".into()));
+                let kv = self.put(key, value.to_string().into(), content_type, *lease)?;
+                let prev = Some(old).filter(|_| *prev_kv);
+                Ok(OpReply::MergePatch { key: kv.key, version: kv.version, lease: kv.lease, prev })
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        key: &Bytes,
+        value: Bytes,
+        content_type: Option<String>,
+        choice: LeaseChoice,
+    ) -> Result<KeyValue, Rejection> {
+        let old = self.state.keys.get(key).cloned();
+        let lease = match choice {
+            LeaseChoice::Detach => 0,
+            LeaseChoice::Keep => old.as_ref().map_or(0, |old| old.lease),
+            LeaseChoice::Attach(id) if id == 0 || self.state.leases.contains_key(&id) => id,
+            LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id)),
+            LeaseChoice::Implicit { id, .. } if self.state.leases.contains_key(&id) => {
+                return Err(Rejection::LeaseExists(id));
+            }
+            LeaseChoice::Implicit { id, ttl_ms } => {
+                self.state.leases.insert(id, (ttl_ms, true));
+                id
+            }
+        };
+        let kv = KeyValue {
+            key: key.clone(),
+            value_size: value.len() as u64,
+            value,
+            content_type,
+            create_revision: old.as_ref().map_or(self.main, |old| old.create_revision),
+            mod_revision: self.main,
+            version: old.as_ref().map_or(1, |old| old.version + 1),
+            lease,
+        };
+        self.state.keys.insert(key.clone(), kv.clone());
+        self.superseded += old.as_ref().map_or(0, weight);
+        self.grew = true;
+        self.events.push(ModelEvent { kind: EventKind::Put, kv: kv.clone(), prev: old.clone() });
+        self.drop_unused(old);
+        Ok(kv)
+    }
+
+    fn delete(&mut self, key: &Bytes, reason: DeleteReason) {
+        let old = self.state.keys.remove(key);
+        self.superseded += old.as_ref().map_or(0, weight) + 64 + key.len() as u64;
+        let kv = KeyValue {
+            key: key.clone(),
+            value: Bytes::new(),
+            value_size: 0,
+            content_type: None,
+            create_revision: 0,
+            mod_revision: self.main,
+            version: 0,
+            lease: 0,
+        };
+        self.events.push(ModelEvent { kind: EventKind::Delete(reason), kv, prev: old.clone() });
+        self.drop_unused(old);
+    }
+
+    /// An implicit lease ends with its last key.
+    fn drop_unused(&mut self, old: Option<KeyValue>) {
+        let Some(old) = old else { return };
+        let is_used = self.state.keys.values().any(|kv| kv.lease == old.lease);
+        if !is_used && self.state.leases.get(&old.lease).is_some_and(|lease| lease.1) {
+            self.state.leases.remove(&old.lease);
+        }
+    }
+}
+
+/// What a whole listing holds: keys and groups, in the order asked for.
+pub(super) fn listing<'a>(
+    keys: &'a Keys,
+    range: &KeyRange,
+    after: Revision,
+    delimiter: Option<(&[u8], usize)>,
+    order: SortOrder,
+) -> Vec<Result<&'a KeyValue, Bytes>> {
+    let mut listed: Vec<Result<&KeyValue, Bytes>> = Vec::new();
+    let found: Vec<&KeyValue> = keys.values().filter(|kv| range.shows(&kv.key) && kv.mod_revision > after).collect();
+    for kv in found {
+        let group = delimiter.and_then(|(bytes, prefix)| {
+            let at = kv.key.get(prefix..)?.windows(bytes.len()).position(|window| window == bytes)?;
+            Some(kv.key.slice(..prefix + at + bytes.len()))
+        });
+        match group {
+            None => listed.push(Ok(kv)),
+            Some(group) if listed.last() == Some(&Err(group.clone())) => {}
+            Some(group) => listed.push(Err(group)),
+        }
+    }
+    if order == SortOrder::Descending {
+        listed.reverse();
+    }
+    listed
+}
