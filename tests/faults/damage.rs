@@ -39,7 +39,7 @@ fn damage_in_the_middle_of_the_log_is_refused_with_a_way_out() {
     let name = log.file_name().unwrap().to_string_lossy().into_owned();
     assert!(said.contains(&name), "it does not name the file {name}:\n{said}");
     assert!(said.contains("damaged"), "it does not say that it is damaged:\n{said}");
-    assert!(said.contains("hint"), "it does not say what to do:\n{said}");
+    assert!(said.contains("backup"), "it does not say what to do:\n{said}");
     assert!(std::fs::read(&log).unwrap() == before, "VIOLATION: the refused start changed the log");
     setup.start_refused();
     flip(&log, middle);
@@ -89,7 +89,7 @@ fn a_damaged_newest_snapshot_is_replaced_by_the_older_one_and_the_log() {
     expect_all(&mut setup.client(), &acknowledged);
     let said = setup.output();
     let name = newest.file_name().unwrap().to_string_lossy().into_owned();
-    let warned = said.lines().any(|line| line.contains("WARN") && line.contains(&name));
+    let warned = said.lines().any(|line| line.contains("damaged") && line.contains(&name));
     assert!(warned, "no warning names {name}:\n{said}");
     put_some(&mut setup.client(), "after", 5, 10);
     server.stop();

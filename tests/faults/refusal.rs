@@ -54,7 +54,7 @@ fn a_lost_log_is_refused() {
         }
     }
     let said = setup.start_refused();
-    assert!(said.contains("wal") && said.contains("hint"), "it does not say what is lost and what to do:\n{said}");
+    assert!(said.contains("lost") && said.contains("hint"), "it does not say what happened and what to do:\n{said}");
 }
 
 #[test]

@@ -96,7 +96,10 @@ impl Setup {
     pub(crate) fn start_refused(&self) -> String {
         self.forget_output();
         let mut server = self.launch();
-        let status = server.wait(START_WITHIN);
+        let status = super::eventually("the start is refused", START_WITHIN, || {
+            assert!(!server.is_ready(), "VIOLATION: it serves what it had to refuse:\n{}", self.tail());
+            server.child.try_wait().expect("the child can be waited for")
+        });
         let output = self.output();
         assert!(!status.success(), "the start was to be refused, but it ended with {status}:\n{output}");
         assert!(!output.contains("panicked"), "it refused by a panic:\n{output}");
