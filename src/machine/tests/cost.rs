@@ -1,6 +1,8 @@
 //! What things cost; run by hand with optimisation:
 //! `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test --lib machine::tests::cost -- --ignored --nocapture`.
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "measures and tells")]
+//!
+//! Times are those that this thread spent on a CPU, so that a busy machine does not spoil them.
+#![expect(clippy::print_stdout, reason = "tells what it measured")]
 
 use super::generate::Dice;
 use super::support::{get, propose};
@@ -10,7 +12,6 @@ use crate::storage::blocks::{BlockOptions, BlockStore};
 use crate::storage::sled::SledEngine;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Instant;
 
 const KEYS: u64 = 1_000_000;
 const BATCH: u64 = 64;
@@ -18,6 +19,24 @@ const BATCH: u64 = 64;
 fn store(dir: &std::path::Path) -> Arc<BlockStore> {
     let fatal = Arc::new(|fault: &Fault| panic!("the block store failed: {fault}"));
     Arc::new(BlockStore::new(Arc::new(SledEngine::fresh(dir).unwrap()), BlockOptions::new(fatal)).unwrap())
+}
+
+/// Nanoseconds that this thread has been on a CPU.
+fn cpu_ns() -> u64 {
+    let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    statistics.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+struct Instant(u64);
+
+impl Instant {
+    fn now() -> Self {
+        Self(cpu_ns())
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::from_nanos(cpu_ns() - self.0)
+    }
 }
 
 fn rss_bytes() -> u64 {
@@ -134,4 +153,100 @@ fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
     println!("restore: {} ms", start.elapsed().as_millis());
     println!("RSS of the restored per key: {} bytes", (rss_bytes().saturating_sub(before)) / KEYS);
     assert_eq!(restored.reader().view().state_hash(), machine.reader().view().state_hash());
+}
+
+#[test]
+#[ignore = "scratch"]
+fn parts() {
+    use crate::machine::index::{Head, History, Index, KeyRecord};
+    use crate::machine::values::Values;
+    use crate::storage::record::{Record, RecordKind};
+    let n: u64 = 300_000;
+    let records: Vec<Arc<Record>> = (0..n)
+        .map(|k| {
+            Arc::new(Record {
+                main: k as i64 + 2,
+                sub: 0,
+                kind: RecordKind::Put,
+                create_revision: 2,
+                version: 1,
+                lease: 0,
+                content_type: None,
+                key: key(k),
+                value: vec![1u8; 256].into(),
+            })
+        })
+        .collect();
+    let t = Instant::now();
+    let mut x = 0u128;
+    for r in &records {
+        x = x.wrapping_add(crate::machine::hash::record(r));
+    }
+    println!("hash {} ns {x}", t.elapsed().as_nanos() / n as u128);
+    let krs: Vec<Arc<KeyRecord>> = records
+        .iter()
+        .map(|r| {
+            Arc::new(KeyRecord {
+                key: r.key.clone(),
+                head: Head {
+                    main: r.main,
+                    create: 2,
+                    version: 1,
+                    lease: 0,
+                    content_type: None,
+                    hash: [0; 2],
+                    value_size: 256,
+                    sub: 0,
+                },
+                history: History::None,
+            })
+        })
+        .collect();
+    for shared in [false, true] {
+        let mut index = Index::default();
+        let mut old = index.clone();
+        let t = Instant::now();
+        for (at, k) in krs.iter().enumerate() {
+            index.insert(k.clone());
+            if shared && at % 64 == 0 {
+                old = index.clone();
+            }
+        }
+        println!("insert shared={shared} {} ns {}", t.elapsed().as_nanos() / n as u128, old.live());
+        let t = Instant::now();
+        let mut c = 0;
+        for k in &krs {
+            c += index.get(&k.key).is_some() as u64;
+        }
+        println!("get {} ns {c}", t.elapsed().as_nanos() / n as u128);
+        let t = Instant::now();
+        for (at, k) in krs.iter().enumerate() {
+            index.insert(k.clone());
+            if shared && at % 64 == 0 {
+                old = index.clone();
+            }
+        }
+        println!("overwrite shared={shared} {} ns {}", t.elapsed().as_nanos() / n as u128, old.live());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for which in 0..2 {
+        let st = if which == 0 { super::support::store() } else { store(&dir.path().join("x")) };
+        let t = Instant::now();
+        for c in records.chunks(64) {
+            st.append(c.to_vec()).unwrap();
+        }
+        println!("append {which} {} ns", t.elapsed().as_nanos() / n as u128);
+        let v = Values::new(st, 100 << 20);
+        let t = Instant::now();
+        for r in &records {
+            v.keep(r);
+        }
+        println!("cache {} ns", t.elapsed().as_nanos() / n as u128);
+        let t = Instant::now();
+        let mut machine =
+            Machine::new(super::support::store(), &Options { quota_bytes: u64::MAX / 4, ..Options::default() });
+        let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+        loader.run(&mut machine, batches(0..n, b'a'), "memory engine");
+        println!("with making: {} ns", t.elapsed().as_nanos() / n as u128);
+    }
 }
