@@ -239,9 +239,7 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
 
 /// The effective settings for people, each with where it came from.
 fn shown(config: &Checked) -> serde_json::Value {
-    let setting = |setting: &config::ShownSetting| {
-        serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() })
-    };
+    let setting = |setting: &config::ShownSetting| serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() });
     serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
 }
 
