@@ -144,7 +144,13 @@ fn of_a_million_keys() {
 fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
     let start = Instant::now();
     let mut blocks: Vec<Bytes> = Vec::new();
-    machine.image().write_to(&mut |block| Ok(blocks.push(Bytes::copy_from_slice(block)))).unwrap();
+    machine
+        .image()
+        .write_to(&mut |block| {
+            blocks.push(Bytes::copy_from_slice(block));
+            Ok(())
+        })
+        .unwrap();
     let bytes: usize = blocks.iter().map(Bytes::len).sum();
     println!("image: {} ms, {bytes} bytes", start.elapsed().as_millis());
     let before = rss_bytes();
