@@ -96,7 +96,7 @@ fn simulate(seed: u64, count: u64) -> History {
         let action = sim.action();
         sim.perform(&action);
     }
-    let base = std::mem::replace(&mut sim.log, Log::new());
+    let base = std::mem::take(&mut sim.log);
     assert!(base.len() <= 5);
     let base = sim.state.clone();
     let mut ops = Vec::new();
