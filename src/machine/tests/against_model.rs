@@ -3,7 +3,7 @@
 
 use super::generate::{Dice, key, next_ms, proposal, range, range_op};
 use super::model::{Keys, Model, ModelEvent, listing};
-use super::support::{Rig, restore};
+use super::support::{Rig, blocks, restore};
 use crate::machine::hash::{self, Sum};
 use crate::machine::index::Direction;
 use crate::machine::read::{Source, live_in};
@@ -320,10 +320,7 @@ fn run(
             let batch = Batch { proposed_at_ms: chunk[0].0, wall_ms: index, proposals };
             outcomes.extend(machine.apply(LogPosition { term: 1, node: 1, index }, &batch).unwrap().outcomes);
             if disturbed && dice.one_in(20) {
-                let mut blocks = Vec::new();
-                let image = machine.image();
-                image.write_to(&mut |block| Ok(blocks.push(Bytes::copy_from_slice(block)))).unwrap();
-                machine = restore(options, blocks).unwrap();
+                machine = restore(options, blocks(&machine)).unwrap();
             }
             if disturbed && dice.one_in(5) {
                 machine.trim_step(1 + dice.below(50) as usize).unwrap();
