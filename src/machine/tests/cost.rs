@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "tells what it measured")]
 
 use super::generate::Dice;
-use super::support::{get, propose};
+use super::support::{blocks, get, propose};
 use crate::machine::{Machine, Options};
 use crate::model::{Batch, Caller, Command, Fault, KeyRange, LeaseChoice, LogPosition, Op, PutOp, RangeOp, Txn, codec};
 use crate::storage::blocks::{BlockOptions, BlockStore};
@@ -143,14 +143,7 @@ fn of_a_million_keys() {
 
 fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
     let start = Instant::now();
-    let mut blocks: Vec<Bytes> = Vec::new();
-    machine
-        .image()
-        .write_to(&mut |block| {
-            blocks.push(Bytes::copy_from_slice(block));
-            Ok(())
-        })
-        .unwrap();
+    let blocks = blocks(machine);
     let bytes: usize = blocks.iter().map(Bytes::len).sum();
     println!("image: {} ms, {bytes} bytes", start.elapsed().as_millis());
     let before = rss_bytes();
