@@ -25,6 +25,7 @@ const LOG_LEVEL_FOR_MAX: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn compact(call: &mut Call) -> Outcome {
     let query = call.query(&COMPACT)?;
+    super::idempotency::refuse(call)?;
     let context = call.context(&query)?;
     call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;
