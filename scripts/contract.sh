@@ -25,4 +25,4 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 TENURE_ROOT=$root PYTHONDONTWRITEBYTECODE=1 "${ST:-st}" --config-file "$root/scripts/lint/schemathesis.toml" \
     run "$root/openapi.yaml" --url "$TENURE_URL" --no-color --max-time "${1:-150}" \
-    --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance,unsupported_method
+    --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance

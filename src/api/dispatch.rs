@@ -11,6 +11,7 @@ use crate::service::Header;
 use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -18,6 +19,7 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use sync_wrapper::SyncWrapper;
+use tower::ServiceExt;
 
 pub(crate) const TENURE_REVISION: HeaderName = HeaderName::from_static("tenure-revision");
 const TENURE_SERVED_BY: HeaderName = HeaderName::from_static("tenure-served-by");
@@ -33,9 +35,19 @@ pub fn operation_ids() -> Vec<&'static str> {
     ROUTES.iter().map(|route| route.operation_id).chain(["none"]).collect()
 }
 
-/// The router of everything this member serves over HTTP.
-pub fn router(state: Arc<State>) -> axum::Router {
-    super::routes::router(handle).with_state(state)
+/// What the listener calls with each request: the router of everything this member serves over HTTP.
+pub fn handler<B>(
+    state: Arc<State>,
+) -> impl Fn(hyper::Request<B>) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static
+where
+    B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    let router = super::routes::router(handle).with_state(state);
+    move |request| {
+        let answer = router.clone().oneshot(request.map(axum::body::Body::new));
+        Box::pin(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+    }
 }
 
 /// Answers one request; never fails, and a handler's panic is a 500.

@@ -18,13 +18,12 @@ mod routes;
 mod status;
 
 pub use body::Body;
-pub use dispatch::{operation_ids, router};
+pub use dispatch::{handler, operation_ids};
 pub use routes::{ROUTES, Route};
 
 use crate::env::{Clock, Entropy, TaskSet};
 use crate::service::Service;
-use crate::telemetry::{HttpMetrics, LogControl};
-use prometheus_client::registry::Registry;
+use crate::telemetry::{HttpMetrics, LogControl, Registry};
 use std::net::SocketAddr;
 use std::sync::Arc;
 

@@ -128,7 +128,8 @@ impl Image {
             let Some(last) = walked.last() else { break };
             next = last.main + 1;
             for record in walked {
-                let key = root.index.get(&record.key).filter(|_| record.main <= revision);
+                let key = root.index.get(&record.key);
+                // Records newer than the root are not in its index.
                 if !key.is_some_and(|key| key.retains(record.main, record.sub, compacted)) {
                     continue;
                 }

@@ -13,7 +13,7 @@ use super::values::Values;
 use super::writer::{ContentTypes, Machine, Options};
 use crate::model::{Fault, LeaseId, codec};
 use crate::storage::blocks::BlockStore;
-use crate::storage::record::{Block, Record, RecordKind};
+use crate::storage::record::{Block, Place, Record, RecordKind};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -43,11 +43,10 @@ struct Restore {
     root: Root,
     header: Option<Header>,
     attachments: Vec<(Bytes, LeaseId)>,
-    /// Every version as a key of its own, in revision order.
+    /// Every version as a key of its own: a run sorted by key from each block, the blocks in order.
     versions: Vec<Arc<KeyRecord>>,
     undecoded: Vec<Bytes>,
-    last: (i64, Option<u32>),
-    content_types: ContentTypes,
+    last: Place,
     end: Option<End>,
 }
 
@@ -67,8 +66,7 @@ impl Restore {
             attachments: Vec::new(),
             versions: Vec::new(),
             undecoded: Vec::new(),
-            last: (0, None),
-            content_types: ContentTypes::default(),
+            last: (0, 0),
             end: None,
         }
     }
@@ -140,7 +138,7 @@ impl Restore {
     /// Decodes and hashes the blocks that have gathered, in parallel, and stores their records.
     fn records(&mut self) -> Result<(), Fault> {
         let blocks = std::mem::take(&mut self.undecoded);
-        let decoded: Vec<Result<Vec<Decoded>, Fault>> = std::thread::scope(|scope| {
+        let decoded: Vec<Result<Decoded, Fault>> = std::thread::scope(|scope| {
             let workers: Vec<_> = blocks.into_iter().map(|block| scope.spawn(move || decode(block))).collect();
             let joined = workers.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
@@ -148,41 +146,17 @@ impl Restore {
             joined.collect()
         });
         for block in decoded {
-            let block = block?;
-            let mut records = Vec::with_capacity(block.len());
-            for Decoded { record, hash } in block {
-                records.push(self.version(record, hash)?);
+            let Decoded { records, versions } = block?;
+            let (Some(first), Some(last)) = (records.first(), records.last()) else { continue };
+            if first.place() <= self.last {
+                return Err(corrupt("records out of order"));
             }
+            self.last = last.place();
+            records.iter().filter(|record| record.kind == RecordKind::Put).for_each(|put| self.root.values.keep(put));
             self.root.values.store.append(records)?;
+            self.versions.extend(versions);
         }
         Ok(())
-    }
-
-    fn version(&mut self, mut record: Record, hash: u128) -> Result<Arc<Record>, Fault> {
-        if (record.main, Some(record.sub)) <= self.last || record.key.is_empty() {
-            return Err(corrupt("records out of order"));
-        }
-        self.last = (record.main, Some(record.sub));
-        record.content_type = record.content_type.map(|declared| self.content_types.shared(&declared));
-        let head = Head {
-            main: record.main,
-            create: record.create_revision,
-            version: record.version,
-            lease: 0,
-            content_type: record.content_type.clone(),
-            hash: hash::split(hash),
-            value_size: u32::try_from(record.value.len()).map_err(|_| corrupt("a value above 4 GiB"))?,
-            sub: record.sub,
-        };
-        if head.is_live() != (record.kind == RecordKind::Put) {
-            return Err(corrupt("a record of no kind"));
-        }
-        let record = Arc::new(record);
-        if head.is_live() {
-            self.root.values.keep(&record);
-        }
-        self.versions.push(Arc::new(KeyRecord { key: record.key.clone(), head, history: History::None }));
-        Ok(record)
     }
 
     fn finish(mut self) -> Result<Root, Fault> {
@@ -217,7 +191,7 @@ impl Restore {
     /// Sorts the versions into keys with histories.
     fn index(&mut self) -> Result<Index, Fault> {
         let mut versions = std::mem::take(&mut self.versions);
-        // Stable, so that each key's versions stay in revision order.
+        // Stable, and quick because of the runs.
         versions.sort_by(|a, b| a.key.cmp(&b.key));
         self.attachments.sort();
         let mut attachments = std::mem::take(&mut self.attachments).into_iter().peekable();
@@ -260,18 +234,47 @@ impl Restore {
     }
 }
 
+/// The records of a block in order, and each as a key of its own, sorted by key.
 struct Decoded {
-    record: Record,
-    hash: u128,
+    records: Vec<Arc<Record>>,
+    versions: Vec<Arc<KeyRecord>>,
 }
 
-fn decode(block: Bytes) -> Result<Vec<Decoded>, Fault> {
+fn decode(block: Bytes) -> Result<Decoded, Fault> {
     let block = Block::open(block)?;
-    let mut decoded = Vec::new();
+    let mut decoded = Decoded { records: Vec::new(), versions: Vec::new() };
+    let mut content_types = ContentTypes::default();
+    let mut sound = true;
     block.for_each(|record| {
         let hash = hash::record(&record);
         // Its bytes must not keep the whole block in memory.
-        decoded.push(Decoded { record: record.detached(), hash });
+        let mut record = record.detached();
+        record.content_type = record.content_type.map(|declared| content_types.shared(&declared));
+        match version(&record, hash) {
+            Some(version) => decoded.versions.push(Arc::new(version)),
+            None => sound = false,
+        }
+        decoded.records.push(Arc::new(record));
     })?;
+    if !sound {
+        return Err(corrupt("a record that contradicts itself"));
+    }
+    // Stable: a key's versions stay in revision order.
+    decoded.versions.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(decoded)
+}
+
+fn version(record: &Record, hash: u128) -> Option<KeyRecord> {
+    let head = Head {
+        main: record.main,
+        create: record.create_revision,
+        version: record.version,
+        lease: 0,
+        content_type: record.content_type.clone(),
+        hash: hash::split(hash),
+        value_size: u32::try_from(record.value.len()).ok()?,
+        sub: record.sub,
+    };
+    let is_sound = head.is_live() == (record.kind == RecordKind::Put) && !record.key.is_empty();
+    is_sound.then(|| KeyRecord { key: record.key.clone(), head, history: History::None })
 }

@@ -21,11 +21,10 @@ use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
 use crate::service::{self, Context, Service};
-use crate::telemetry::{self, HttpMetrics, LogControl, Metrics};
+use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::Checked;
 use identity::{DataDir, Identity};
-use prometheus_client::registry::Registry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -265,11 +264,7 @@ async fn until_told(
     // Connections have a task set of their own: they are drained while the rest still runs for them.
     let connections = TaskSet::new();
     let drain = within * DRAIN_PERCENT / 100;
-    let router = api::router(Arc::new(state));
-    let handler = move |request| {
-        let answer = tower::ServiceExt::oneshot(router.clone(), request);
-        async move { answer.await.unwrap_or_else(|never| match never {}) }
-    };
+    let handler = api::handler(Arc::new(state));
     let mut serving = Box::pin(listener.serve(handler, limits, connections.clone(), closing.clone(), drain));
     tokio::select! {
         () = &mut serving => {}

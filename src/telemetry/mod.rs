@@ -11,3 +11,4 @@ pub mod process;
 pub use http::HttpMetrics;
 pub use logs::{LogControl, LogError, LogFormat};
 pub use metrics::Metrics;
+pub use prometheus_client::registry::Registry;

@@ -1,5 +1,7 @@
 //! Clients that mean harm or are broken: each gets its refusal and costs nobody else anything.
 
+#![expect(clippy::large_futures, reason = "a test may hold a whole exchange on its stack")]
+
 use crate::support::Node;
 use crate::wire::{Wire, exchange, get, put};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Requests written byte by byte, for what no well-behaved client would send.
 
+#![expect(clippy::large_futures, reason = "a test may hold a whole exchange on its stack")]
+
 use crate::support::Node;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

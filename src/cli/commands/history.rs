@@ -51,6 +51,11 @@ impl Item {
         self.r#type == "put"
     }
 
+    /// Of a put; a delete has none.
+    fn put_version(&self) -> Option<i64> {
+        self.version.filter(|_| self.is_put())
+    }
+
     fn what(&self) -> String {
         match &self.reason {
             Some(reason) if !self.is_put() => format!("{} ({reason})", self.r#type),
@@ -99,7 +104,7 @@ fn count(items: &[Value]) -> u64 {
 
 fn table(session: &mut Session, items: &[Item]) -> Result<(), CliError> {
     let row = |item: &Item| {
-        let version = item.version.map_or("-".to_owned(), |version| version.to_string());
+        let version = item.put_version().map_or("-".to_owned(), |version| version.to_string());
         vec![item.revision.to_string(), version, item.what(), shown(&item.bytes())]
     };
     session.out.table(&["REVISION", "VERSION", "CHANGE", "VALUE"], items.iter().map(row).collect())
@@ -109,12 +114,12 @@ fn table(session: &mut Session, items: &[Item]) -> Result<(), CliError> {
 fn diffs(session: &mut Session, items: &[Item], limit: u64, more: bool) -> Result<(), CliError> {
     let shown_items = usize::try_from(limit).unwrap_or(usize::MAX).min(items.len());
     for (index, item) in items.iter().take(shown_items).enumerate() {
-        let version = item.version.map_or(String::new(), |version| format!("  version {version}"));
+        let version = item.put_version().map_or(String::new(), |version| format!("  version {version}"));
         let head = format!("revision {}{version}  {}", item.revision, item.what());
         let head = session.out.paint(&head, Style::new().yellow());
         session.out.line(head)?;
         let older = items.get(index + 1);
-        if older.is_none() && (more || item.version.is_some_and(|version| version > 1)) {
+        if older.is_none() && (more || item.put_version().is_some_and(|version| version > 1)) {
             session.out.line("  (the version before it is not known any more)")?;
             continue;
         }

@@ -28,7 +28,6 @@ impl Script {
         let endpoint = Endpoint::parse(&listener.local_addr().unwrap().to_string()).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (acts, heard) = (acts.to_vec(), Arc::clone(&seen));
-        #[expect(clippy::disallowed_methods, reason = "a test's own server")]
         thread::spawn(move || {
             for act in acts {
                 let (mut socket, _) = listener.accept().unwrap();

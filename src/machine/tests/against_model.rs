@@ -1,9 +1,9 @@
 //! Random proposals against the naive model, with compaction, trims, restores and reads in between;
 //! and the same log applied in different ways.
 
-use super::generate::{Dice, key, proposal, range, range_op, step_ms};
+use super::generate::{Dice, key, next_ms, proposal, range, range_op};
 use super::model::{Keys, Model, ModelEvent, listing};
-use super::support::{Rig, restore};
+use super::support::{Rig, blocks, restore};
 use crate::machine::hash::{self, Sum};
 use crate::machine::index::Direction;
 use crate::machine::read::{Source, live_in};
@@ -58,7 +58,7 @@ fn the_machine_agrees_with_the_model() {
         let mut rig = Rig::with(options);
         let mut applied = 0;
         while applied < 520 {
-            rig.now_ms += step_ms(&mut dice);
+            rig.now_ms = next_ms(&mut dice, rig.now_ms);
             let proposals: Vec<Proposal> = (0..=dice.below(4)).map(|_| proposal(&mut dice, model.revision)).collect();
             applied += proposals.len();
             batch(&mut rig, &mut model, &proposals);
@@ -282,7 +282,7 @@ fn how_a_log_is_applied_leaves_no_trace() {
         let mut now_ms = 1_000_000;
         let log: Vec<(u64, Proposal)> = (0..800)
             .map(|at| {
-                now_ms += step_ms(&mut dice);
+                now_ms = next_ms(&mut dice, now_ms);
                 (now_ms, proposal(&mut dice, 2 + at / 3))
             })
             .collect();
@@ -320,10 +320,7 @@ fn run(
             let batch = Batch { proposed_at_ms: chunk[0].0, wall_ms: index, proposals };
             outcomes.extend(machine.apply(LogPosition { term: 1, node: 1, index }, &batch).unwrap().outcomes);
             if disturbed && dice.one_in(20) {
-                let mut blocks = Vec::new();
-                let image = machine.image();
-                image.write_to(&mut |block| Ok(blocks.push(Bytes::copy_from_slice(block)))).unwrap();
-                machine = restore(options, blocks).unwrap();
+                machine = restore(options, blocks(&machine)).unwrap();
             }
             if disturbed && dice.one_in(5) {
                 machine.trim_step(1 + dice.below(50) as usize).unwrap();

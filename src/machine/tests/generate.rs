@@ -100,7 +100,7 @@ fn lease_id(dice: &mut Dice) -> i64 {
 
 fn lease(dice: &mut Dice) -> LeaseChoice {
     match dice.below(10) {
-        0 => LeaseChoice::Attach(lease_id(dice)),
+        0 => LeaseChoice::Attach(if dice.one_in(3) { 10 + dice.below(30) as i64 } else { lease_id(dice) }),
         1 => LeaseChoice::Implicit { id: 10 + dice.below(30) as i64, ttl_ms: 500 + dice.below(9) * 500 },
         2 | 3 => LeaseChoice::Keep,
         _ => LeaseChoice::Detach,
@@ -218,12 +218,13 @@ pub(super) fn proposal(dice: &mut Dice, current: Revision) -> Proposal {
     Proposal { caller, idempotency, command: command(dice, current) }
 }
 
-/// How far log time moves: mostly little, sometimes past every age.
-pub(super) fn step_ms(dice: &mut Dice) -> u64 {
+/// When the next batch is proposed: mostly soon, sometimes past every age, sometimes earlier.
+pub(super) fn next_ms(dice: &mut Dice, now_ms: u64) -> u64 {
     match dice.below(100) {
-        0 => 700_000,
-        1..=10 => 5000,
-        11..=40 => dice.below(900),
-        _ => 0,
+        0 => now_ms + 700_000,
+        1..=10 => now_ms + 5000,
+        11..=40 => now_ms + dice.below(900),
+        41..=45 => now_ms - dice.below(4000),
+        _ => now_ms,
     }
 }

@@ -76,21 +76,23 @@ impl Rig {
     }
 
     pub(super) fn blocks(&self) -> Vec<Bytes> {
-        let mut blocks = Vec::new();
-        self.machine
-            .image()
-            .write_to(&mut |block| {
-                blocks.push(Bytes::copy_from_slice(block));
-                Ok(())
-            })
-            .unwrap();
-        blocks
+        blocks(&self.machine)
     }
 
     pub(super) fn restored(&self) -> Self {
         let machine = restore(&self.options, self.blocks()).unwrap();
         Self { machine, index: self.index, now_ms: self.now_ms, options: self.options.clone() }
     }
+}
+
+pub(super) fn blocks(machine: &Machine) -> Vec<Bytes> {
+    let mut blocks = Vec::new();
+    let mut keep = |block: &[u8]| {
+        blocks.push(Bytes::copy_from_slice(block));
+        Ok(())
+    };
+    machine.image().write_to(&mut keep).unwrap();
+    blocks
 }
 
 pub(super) fn restore(options: &Options, blocks: Vec<Bytes>) -> Result<Machine, Fault> {

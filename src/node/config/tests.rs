@@ -1,3 +1,5 @@
+//! Layers, checks and messages of the settings.
+
 use super::*;
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -1,3 +1,5 @@
+//! Snapshot files: damage at every byte, crashes between all steps, and what is kept.
+
 use super::*;
 use crate::storage::simdisk::{Injected, Operation, SimDisk, Survivors};
 use proptest::prelude::*;
