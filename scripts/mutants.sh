@@ -8,7 +8,12 @@ export TENURE_FAULTS_REQUIRED=1 TENURE_FAULT_CUTS=15 RUST_BACKTRACE=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-run() { cargo test --quiet --features mutants "$@" >"$log" 2>&1; }
+# run BUG TEST-ARGUMENTS…: with that bug planted; "" is none.
+run() {
+    bug=$1
+    shift
+    env TENURE_MUTANT="$bug" cargo test --quiet --features mutants "$@" >"$log" 2>&1
+}
 
 fail() {
     tail -n 40 "$log"
@@ -18,16 +23,16 @@ fail() {
 
 # Bugs planted inside unit tests, which demand that their own check finds them.
 planted() {
-    run --lib "$1" || fail "$1 failed"
+    run "" --lib "$1" || fail "$1 failed"
     grep -q "test result: ok. $2 passed" "$log" || fail "$1 did not run $2 controls"
     echo "caught in process: $1"
 }
 
 # Bugs planted in the real binary: the test passes without, and fails with, for a broken promise.
 caught() {
-    run --test faults "$2" || fail "$2 fails without any planted bug"
+    run "" --test faults "$2" || fail "$2 fails without any planted bug"
     grep -q 'test result: ok. [1-9]' "$log" || fail "$2 did not run"
-    if TENURE_MUTANT=$1 run --test faults "$2"; then fail "$1 survived $2"; fi
+    if run "$1" --test faults "$2"; then fail "$1 survived $2"; fi
     grep -q VIOLATION "$log" || fail "$1 failed $2 for another reason"
     echo "caught: $1 by $2"
 }
