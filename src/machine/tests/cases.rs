@@ -491,6 +491,34 @@ fn a_held_view_keeps_what_it_reads() {
 }
 
 #[test]
+fn an_image_holds_up_trims_until_it_is_dropped() {
+    let mut rig = Rig::new();
+    for n in 0..300 {
+        rig.put("a", &format!("{n}{}", "x".repeat(300)));
+    }
+    rig.command(Command::Compact { revision: 301 }).unwrap();
+    while rig.machine.root.trimmed < 301 {
+        rig.machine.trim_step(10).unwrap();
+    }
+    // Of the newest root, so that only its pin speaks for it.
+    let image = rig.machine.image();
+    rig.trim();
+    assert!(rig.machine.trim_pending());
+    let mut blocks = 0;
+    let mut count = |_: &[u8]| {
+        blocks += 1;
+        Ok(())
+    };
+    image.write_to(&mut count).unwrap();
+    assert_eq!(blocks, 3);
+    drop(image);
+    rig.trim();
+    assert!(!rig.machine.trim_pending());
+    let stats = rig.machine.values.store.stats();
+    assert!(stats.records + stats.tail_records < 150, "{stats:?}");
+}
+
+#[test]
 fn an_unknown_feature_level_is_a_fault() {
     let mut rig = Rig::new();
     assert_eq!(rig.command(Command::RaiseFeatureLevel { level: 1 }), Ok(Reply::FeatureLevel { level: 1 }));
