@@ -41,6 +41,11 @@ pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
 pub const WRITE_BEHIND_BYTES_MAX: usize = 64 << 20;
 /// A block of history aims at this many bytes, below the engine's blob threshold.
 pub const BLOCK_BYTES_TARGET: usize = 14 << 10;
+/// Blocks of history kept verified in memory, each of at most this size; others are fetched again.
+pub const BLOCK_CACHE_BLOCKS: u64 = 256;
+pub const BLOCK_CACHE_BLOCK_BYTES_MAX: usize = 2 * BLOCK_BYTES_TARGET;
+/// One step of walking through history ends after the revision that reaches this size.
+pub const WALK_BYTES_MAX: usize = 4 << 20;
 /// A block of a snapshot file, and its header's meta; longer ones are neither written nor read.
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
 pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;

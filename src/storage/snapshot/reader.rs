@@ -87,7 +87,8 @@ impl Source {
     }
 
     fn fill(&mut self) -> Result<(), Fault> {
-        self.buffer.resize(BUFFER_BYTES, 0);
+        let left = usize::try_from(self.length.saturating_sub(self.offset)).unwrap_or(BUFFER_BYTES);
+        self.buffer.resize(left.min(BUFFER_BYTES), 0);
         self.used = 0;
         let read = self.file.read_at(&mut self.buffer, self.offset);
         let read = read.map_err(|error| Fault::io(format!("read {}", self.what), &error))?;
