@@ -12,3 +12,4 @@ mod cost;
 mod generate;
 mod model;
 mod support;
+mod upkeep;
