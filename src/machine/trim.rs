@@ -30,7 +30,7 @@ impl Machine {
         let index = &self.root.index;
         let needed = |main, sub, record: &Record| index.get(&record.key).is_some_and(|key| key.has(main, sub));
         let progress = self.values.store.trim(upto, &needed, budget.max(1))?;
-        if !progress.more {
+        if !progress.more && !progress.pinned {
             self.store_trimmed = upto;
         }
         Ok(progress.more)
@@ -47,7 +47,7 @@ impl Machine {
         let records = self.values.store.walk(self.root.trimmed + 1, budget)?;
         let within = records.partition_point(|record| record.main <= compacted);
         for record in &records[..within] {
-            self.trim_key(&record.key, compacted);
+            self.trim_key(&record.key, record.main);
         }
         let reached = if within < records.len() { None } else { records.last().map(|record| record.main) };
         self.root.trimmed = reached.unwrap_or(compacted);
@@ -55,11 +55,13 @@ impl Machine {
         Ok(())
     }
 
-    fn trim_key(&mut self, key: &[u8], compacted: Revision) {
+    /// Removes what a key's write at `main` made unreadable once that is compacted: as a rule the one
+    /// version before it, so that a step over a hot key's records is not longer than others.
+    fn trim_key(&mut self, key: &[u8], main: Revision) {
         let index = &mut self.root.index;
         let Some(record) = index.get(key).cloned() else { return };
-        let gone = record.expendable(compacted);
-        let whole = record.head.main <= compacted && !record.head.is_live();
+        let gone = record.expendable(main);
+        let whole = record.head.main <= main && !record.head.is_live();
         for at in 0..gone {
             let place = record.history.get(at);
             self.values.store.note_dead(place.main, place.sub);

@@ -52,7 +52,7 @@ impl Index {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(records) => return records.search(key).ok().map(|at| &records.items()[at]),
+                Node::Leaf(records) => return records.find(key),
                 Node::Inner(inner) => node = &inner.children[inner.child_of(key)].node,
             }
         }

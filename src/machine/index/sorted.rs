@@ -75,6 +75,15 @@ impl<K: Keyed> Sorted<K> {
         self.items.len()
     }
 
+    /// The item with exactly this key.
+    pub(super) fn find(&self, key: &[u8]) -> Option<&K> {
+        // What does not begin like the others may have a digest like theirs, but equals none.
+        let wanted = digest(key, self.common);
+        let from = self.digests.partition_point(|digest| *digest < wanted);
+        let like = self.digests[from..].iter().take_while(|digest| **digest == wanted).count();
+        self.items[from..from + like].iter().find(|item| item.key() == key)
+    }
+
     /// Where `key` is, or where it would be.
     pub(super) fn search(&self, key: &[u8]) -> Result<usize, usize> {
         let Some(first) = self.items.first() else { return Err(0) };

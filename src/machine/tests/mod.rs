@@ -13,3 +13,4 @@ mod generate;
 mod model;
 mod renew;
 mod support;
+mod upkeep;
