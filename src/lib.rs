@@ -5,10 +5,16 @@
 //! < `machine` < `watch, raft` < `service` < `peer, api, client` < `node` < `cli`; `tests/tidy.rs` fails
 //! if one does not.
 
+pub mod api;
+pub mod cli;
+pub mod client;
 pub mod env;
 pub mod machine;
 pub mod model;
+pub mod net;
+pub mod node;
 pub mod raft;
 pub mod service;
 pub mod storage;
 pub mod telemetry;
+pub mod watch;

@@ -1,3 +1,10 @@
 //! The `tenure` binary: parses arguments, runs the command, maps its outcome to an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    tenure::cli::run()
+}

@@ -25,7 +25,6 @@ impl TaskSet {
     }
 
     /// Runs `task` to its own end; it must watch `stopping` if it can last.
-    #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
     pub fn spawn<F>(&self, name: &'static str, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -48,7 +47,6 @@ impl TaskSet {
     }
 
     /// Runs blocking work on the blocking pool and waits for it; `None` if it panicked.
-    #[expect(clippy::disallowed_methods, reason = "the one home of spawning")]
     pub async fn blocking<T, F>(&self, work: F) -> Option<T>
     where
         T: Send + 'static,

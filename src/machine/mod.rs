@@ -17,6 +17,7 @@ mod image;
 mod index;
 mod patch;
 mod read;
+mod renew;
 mod restore;
 mod root;
 #[cfg(test)]

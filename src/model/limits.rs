@@ -41,6 +41,11 @@ pub const VALUE_CACHE_BYTES_DEFAULT: u64 = 512 << 20;
 pub const WRITE_BEHIND_BYTES_MAX: usize = 64 << 20;
 /// A block of history aims at this many bytes, below the engine's blob threshold.
 pub const BLOCK_BYTES_TARGET: usize = 14 << 10;
+/// Blocks of history kept verified in memory, each of at most this size; others are fetched again.
+pub const BLOCK_CACHE_BLOCKS: u64 = 256;
+pub const BLOCK_CACHE_BLOCK_BYTES_MAX: usize = 2 * BLOCK_BYTES_TARGET;
+/// One step of walking through history ends after the revision that reaches this size.
+pub const WALK_BYTES_MAX: usize = 4 << 20;
 /// A block of a snapshot file, and its header's meta; longer ones are neither written nor read.
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
 pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;
@@ -62,11 +67,13 @@ pub const TIMEOUT_DEFAULT_MS: u64 = 5_000;
 pub const TIMEOUT_MAX_MS: u64 = 60_000;
 /// `wait` on GET and watch; longer is clamped.
 pub const WAIT_MAX_MS: u64 = 600_000;
-/// Events buffered per watch stream; beyond, the stream is served from history.
-pub const WATCH_QUEUE_EVENTS_MAX: usize = 10_000;
-pub const WATCH_QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Events a watch stream holds at once; what follows waits in the ring below, then in history.
+pub const WATCH_QUEUE_EVENTS_MAX: usize = 1_000;
+pub const WATCH_QUEUE_BYTES_MAX: usize = 1 << 20;
 /// Recent events kept in memory for watchers that lag a little.
 pub const WATCH_RING_BYTES_MAX: usize = 32 << 20;
+/// Reads of history for lagging watchers at the same time; more wait.
+pub const WATCH_CATCH_UPS_MAX: usize = 8;
 /// Targets of one watch stream, and streams of one member; more are refused.
 pub const WATCH_TARGETS_MAX: usize = 64;
 pub const WATCH_STREAMS_MAX: usize = 100_000;
@@ -84,6 +91,9 @@ pub const HEADERS_MAX: usize = 100;
 pub const HEAD_TIMEOUT_S: u64 = 10;
 pub const BODY_GRACE_S: u64 = 10;
 pub const BODY_RATE_BYTES_PER_S: u64 = 1024;
+/// A connection without a request, or whose peer takes nothing of its answer, is closed.
+pub const IDLE_TIMEOUT_S: u64 = 300;
+pub const STALL_TIMEOUT_S: u64 = 60;
 /// Connections of one member; beyond, new ones are refused at accept.
 pub const CONNECTIONS_MAX: usize = 16_000;
 /// Disk space below which growth is refused, and what the log keeps in reserve.

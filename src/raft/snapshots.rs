@@ -68,7 +68,7 @@ struct Local {
 
 /// Who built a snapshot, kept in its file: one that this member did not build came from a leader.
 #[derive(Debug, Serialize, Deserialize)]
-struct BuiltBy(MemberId);
+pub(super) struct BuiltBy(pub(super) MemberId);
 
 impl fmt::Debug for Snapshots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,22 +5,105 @@
 //! reads behind a barrier. Invariants: every write carries a `Caller` and a deadline; every failure
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
+pub mod compactor;
+mod reads;
+mod snapshot;
 pub mod types;
+mod validate;
 
 pub use types::*;
 
-use crate::model::{Failure, Idempotency, Op, RangeOp, RangeReply, Reply, Revision, Txn};
+use crate::env::{Clock, TaskSet};
+use crate::machine::View;
+use crate::model::{
+    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
+};
+use crate::raft::Consensus;
+use crate::storage::snapshot::SnapshotStore;
+use crate::telemetry::Metrics;
+use crate::watch::Hub;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// One unit of the admission budget; a semaphore counts in `u32`.
+const ADMISSION_UNIT_BYTES: usize = 1024;
+
+/// Who this member is, as answers tell it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub cluster_id: u64,
+    pub id: u64,
+    pub name: Arc<str>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub member: Member,
+    pub admission_bytes: u64,
+}
+
+/// What `service` stands on.
+#[derive(Debug)]
+pub struct Parts {
+    pub consensus: Consensus,
+    pub snapshots: SnapshotStore,
+    pub hub: Hub,
+    pub clock: Arc<dyn Clock>,
+    pub tasks: TaskSet,
+    pub metrics: Metrics,
+}
 
 /// A cheap handle on one member's command core.
 #[derive(Debug, Clone)]
-pub struct Service {}
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    member: Member,
+    admission: Arc<Semaphore>,
+    admission_units: u32,
+    started: Duration,
+    disk_low: AtomicBool,
+    disk_bytes: AtomicU64,
+}
 
 impl Service {
+    #[must_use]
+    pub fn new(parts: Parts, options: Options) -> Self {
+        let units = usize::try_from(options.admission_bytes).unwrap_or(usize::MAX) / ADMISSION_UNIT_BYTES;
+        let admission_units = u32::try_from(units.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        let admission = Arc::new(Semaphore::new(usize::try_from(admission_units).unwrap_or(Semaphore::MAX_PERMITS)));
+        let started = parts.clock.monotonic();
+        let inner = Inner {
+            parts,
+            member: options.member,
+            admission,
+            admission_units,
+            started,
+            disk_low: AtomicBool::new(false),
+            disk_bytes: AtomicU64::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Waits for nothing: refuses with `Overloaded` when the bytes in flight would pass the budget.
     /// Hold the permit until the answer has been sent.
     pub fn admit(&self, bytes: usize) -> Result<Admission, Failure> {
-        unimplemented!()
+        let units = u32::try_from(bytes.div_ceil(ADMISSION_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.clamp(1, self.inner.admission_units);
+        match Arc::clone(&self.inner.admission).try_acquire_many_owned(units) {
+            Ok(permit) => Ok(Admission { _permit: permit }),
+            Err(_) => {
+                self.inner.parts.metrics.admission_refused.inc();
+                Err(Failure::not_proposed(Why::Overloaded))
+            }
+        }
     }
 
     /// Proposes a transaction (a single put, delete, add… is one of one operation).
@@ -30,7 +113,10 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        unimplemented!()
+        if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
+            return Err(Rejection::DiskFull.into());
+        }
+        self.propose(context, Command::Txn(txn), idempotency).await
     }
 
     /// One operation, unconditionally: `txn` with only that one in `success`.
@@ -44,72 +130,188 @@ impl Service {
     }
 
     pub async fn compact(&self, context: &Context, target: CompactTarget) -> Result<Answer<Revision>, Failure> {
-        unimplemented!()
+        let view = self.newest();
+        let (current, compacted) = (view.revision(), view.compacted_revision());
+        let revision = match target {
+            CompactTarget::Revision(revision) => revision,
+            CompactTarget::KeepRevisions(keep) => current.saturating_sub(keep),
+            CompactTarget::KeepAge(age) => {
+                view.revision_at(view.now_ms().saturating_sub(millis(age))).unwrap_or(compacted)
+            }
+        };
+        // Keeping more than there is asks for nothing; only an explicit revision can be wrong.
+        if revision <= compacted && !matches!(target, CompactTarget::Revision(_)) {
+            return Ok(self.answer(self.header_at(current), compacted, false));
+        }
+        let answer = self.propose(context, Command::Compact { revision }, None).await?;
+        match answer.body {
+            Reply::Compact { compacted_revision, .. } => Ok(self.answer(answer.header, compacted_revision, false)),
+            other => Err(Failure::Fault(format!("a compaction was answered with {other:?}"))),
+        }
     }
 
-    /// A read as etcd knows it, at the newest or an old revision.
-    pub async fn range(
+    /// Makes the replicated quota the one this member was started with; the leader calls it.
+    pub async fn set_quota(&self, context: &Context, bytes: u64) -> Result<(), Failure> {
+        if self.newest().stats().quota_bytes == bytes {
+            return Ok(());
+        }
+        self.propose(context, Command::SetQuota { bytes }, None).await.map(|_| ())
+    }
+
+    async fn propose(
         &self,
         context: &Context,
-        read: ReadOptions,
-        range: RangeOp,
-    ) -> Result<Answer<RangeReply>, Failure> {
-        unimplemented!()
-    }
-
-    /// One page of a listing (REST's list, NDJSON listings and export page through this).
-    pub async fn list(&self, context: &Context, read: ReadOptions, list: ListOp) -> Result<Answer<ListPage>, Failure> {
-        unimplemented!()
-    }
-
-    /// A key's versions, newest first, deletes included. `None` if it was never seen since compaction.
-    pub async fn history(
-        &self,
-        context: &Context,
-        read: ReadOptions,
-        request: HistoryOp,
-    ) -> Result<Answer<Option<HistoryPage>>, Failure> {
-        unimplemented!()
-    }
-
-    /// Blocks while the key's mod revision is `known` (`None`: while it does not exist), at most `wait`.
-    /// Answers the key's state then: changed, unchanged or missing.
-    pub async fn wait_key(
-        &self,
-        context: &Context,
-        read: ReadOptions,
-        wait: WaitOp,
-    ) -> Result<Answer<RangeReply>, Failure> {
-        unimplemented!()
-    }
-
-    /// This member's facts, without any barrier.
-    pub fn status(&self) -> Status {
-        unimplemented!()
+        command: Command,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Answer<Reply>, Failure> {
+        if self.stopping().is_cancelled() {
+            return Err(Failure::not_proposed(Why::ShuttingDown));
+        }
+        crate::machine::validate(&command)?;
+        let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
+        let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
+        let reply = outcome.result?;
+        let revision = reply_revision(&reply).unwrap_or_else(|| self.newest().revision());
+        Ok(self.answer(self.header_at(revision), reply, outcome.replayed))
     }
 
     /// The header an answer would carry now, without any barrier.
+    #[must_use]
     pub fn header(&self) -> Header {
-        unimplemented!()
+        self.header_at(self.newest().revision())
     }
 
-    /// The logical state hash: of the newest state, with the applied position it belongs to.
-    pub async fn hash(&self, context: &Context, revision: Option<Revision>) -> Result<Answer<HashReply>, Failure> {
-        unimplemented!()
+    fn header_at(&self, revision: Revision) -> Header {
+        let state = self.inner.parts.consensus.state();
+        let leader_name = if state.leader == Some(self.inner.member.id) {
+            Some(Arc::clone(&self.inner.member.name))
+        } else {
+            state.leader_member.map(|member| member.name.into())
+        };
+        Header {
+            cluster_id: self.inner.member.cluster_id,
+            member_id: self.inner.member.id,
+            member_name: Arc::clone(&self.inner.member.name),
+            leader_name,
+            term: state.term,
+            revision,
+            staleness_ms: None,
+        }
     }
 
-    /// A full image of the store as bytes, ending in its SHA-256. Chunks come through a bounded channel.
-    pub async fn snapshot(&self, context: &Context) -> Result<Answer<SnapshotStream>, Failure> {
-        unimplemented!()
+    #[expect(clippy::unused_self, reason = "reads as a method beside the others")]
+    fn answer<T>(&self, header: Header, body: T, replayed: bool) -> Answer<T> {
+        Answer { header, body, replayed }
+    }
+
+    /// This member's facts, without any barrier.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let parts = &self.inner.parts;
+        let (state, view) = (parts.consensus.state(), self.newest());
+        let stats = view.stats();
+        Status {
+            name: Arc::clone(&self.inner.member.name),
+            id: self.inner.member.id,
+            cluster_id: self.inner.member.cluster_id,
+            leader: self.header().leader_name,
+            is_leader: state.is_leader,
+            learner: state.is_learner,
+            term: state.term,
+            raft_index: state.last_log.unwrap_or_default(),
+            applied_index: state.applied.unwrap_or_default(),
+            revision: view.revision(),
+            compacted_revision: view.compacted_revision(),
+            db_bytes: self.inner.disk_bytes.load(Ordering::Relaxed),
+            db_bytes_in_use: stats.used_bytes,
+            quota_bytes: stats.quota_bytes,
+            keys: stats.keys,
+            leases: stats.leases,
+            watchers: u64::try_from(parts.hub.streams()).unwrap_or(u64::MAX),
+            uptime_ms: millis(parts.clock.monotonic().saturating_sub(self.inner.started)),
+            alarms: self.alarms(),
+        }
+    }
+
+    fn alarms(&self) -> Vec<&'static str> {
+        let stats = self.newest().stats();
+        let full = stats.used_bytes >= stats.quota_bytes;
+        let mut alarms = Vec::new();
+        if full || self.inner.disk_low.load(Ordering::Relaxed) {
+            alarms.push("storage-full");
+        }
+        alarms
+    }
+
+    /// Told by the disk watch: whether growth is to be refused, and what the data directory holds.
+    pub fn note_disk(&self, low: bool, used_bytes: u64) {
+        let was = self.inner.disk_low.swap(low, Ordering::Relaxed);
+        self.inner.disk_bytes.store(used_bytes, Ordering::Relaxed);
+        if low && !was {
+            tracing::warn!("the disk is nearly full: writes that grow the store are refused until there is room");
+        } else if was && !low {
+            tracing::info!("the disk has room again: writes are accepted");
+        }
     }
 
     /// The checks behind `/readyz` and `/health`, in a fixed order.
     pub async fn readiness(&self, timeout: Duration) -> Vec<Check> {
-        unimplemented!()
+        let state = self.inner.parts.consensus.state();
+        let leader = state.leader.map(|_| ()).ok_or_else(|| "no leader is known".to_owned());
+        let context = Context { caller: crate::model::Caller::System, timeout };
+        let barrier = self.barrier(&context).await.map_err(|failure| failure.to_string());
+        let running = if self.stopping().is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
+        vec![
+            Check { name: "running", result: running },
+            Check { name: "leader", result: leader },
+            Check { name: "linearizable-read", result: barrier },
+            Check { name: "no-corrupt-alarm", result: Ok(()) },
+        ]
+    }
+
+    /// What is applied here now. A snapshot install replaces the machine, so each request asks anew.
+    fn newest(&self) -> View {
+        self.inner.parts.consensus.reader().view()
     }
 
     /// Cancelled when shutdown begins: streams and waits end on it.
-    pub fn stopping(&self) -> &tokio_util::sync::CancellationToken {
-        unimplemented!()
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        self.inner.parts.tasks.stopping()
     }
+
+    async fn barrier(&self, context: &Context) -> Result<(), Failure> {
+        self.inner.parts.consensus.read_barrier(context.timeout).await
+    }
+}
+
+fn reply_revision(reply: &Reply) -> Option<Revision> {
+    match reply {
+        Reply::Txn(txn) => Some(txn.revision),
+        Reply::Compact { revision, .. }
+        | Reply::LeaseGranted { revision, .. }
+        | Reply::LeaseRevoked { revision, .. }
+        | Reply::Outcome { revision, .. } => Some(*revision),
+        Reply::FeatureLevel { .. } | Reply::Quota { .. } => None,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A read that failed: a rejection is the caller's, anything else a fault of this member.
+fn fault(fault: &Fault) -> Failure {
+    Failure::Fault(fault.to_string())
+}
+
+/// A wait that ended with nothing done.
+fn timed_out(why: Why) -> Failure {
+    Failure::Unavailable { why, outcome: Outcome::NotProposed }
+}
+
+/// Refuses deadlines out of bounds instead of trusting them.
+#[must_use]
+pub fn clamp_timeout(timeout: Duration) -> Duration {
+    timeout.min(Duration::from_millis(limits::TIMEOUT_MAX_MS))
 }

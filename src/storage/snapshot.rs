@@ -9,7 +9,7 @@ mod format;
 mod reader;
 mod writer;
 
-pub use reader::{RawSnapshot, ReadAhead, SnapshotReader, SnapshotSummary, verify_file};
+pub use reader::{RawSnapshot, ReadAhead, SnapshotReader, SnapshotSummary, read_file, verify_file};
 pub use writer::{SnapshotImport, SnapshotWriter, VerifiedImport};
 
 use super::disk::{Disk, DiskFile};

@@ -1,6 +1,14 @@
-//! Metrics and tracing set-up (rank 0). Every metric's name is in `metrics`; a registry per node, so
-//! that several nodes in one process do not share counters. It must not know business types.
+//! Metrics and tracing set-up (rank 0). Every metric's name is in here (`metrics`, `http`, `process`,
+//! `etcd`); a registry per node, so that several nodes in one process do not share counters. It must
+//! not know business types.
 
+pub mod etcd;
+pub mod http;
+pub mod logs;
 pub mod metrics;
+pub mod process;
 
+pub use http::HttpMetrics;
+pub use logs::{LogControl, LogError, LogFormat};
 pub use metrics::Metrics;
+pub use prometheus_client::registry::Registry;

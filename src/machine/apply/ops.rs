@@ -50,9 +50,9 @@ impl Work<'_> {
         }
     }
 
-    /// The key, if it exists.
-    pub(super) fn live(&self, key: &[u8]) -> Option<Arc<KeyRecord>> {
-        self.machine.root.index.get(key).filter(|key| key.head.is_live()).cloned()
+    /// What is known of a key, be it deleted.
+    pub(super) fn indexed(&self, key: &[u8]) -> Option<Arc<KeyRecord>> {
+        self.machine.root.index.get(key).cloned()
     }
 
     fn former(&self, old: Option<&KeyRecord>, wanted: bool) -> Result<Option<KeyValue>, Stop> {
@@ -61,8 +61,9 @@ impl Work<'_> {
     }
 
     fn put(&mut self, put: &PutOp) -> Result<OpReply, Stop> {
-        let old = self.live(&put.key);
-        let prev = self.former(old.as_deref(), put.prev_kv)?;
+        let indexed = self.indexed(&put.key);
+        let old = live(indexed.as_ref());
+        let prev = self.former(old, put.prev_kv)?;
         let (value, content_type) = if put.ignore_value {
             let old = old.ok_or_else(|| Rejection::KeyNotFound { key: put.key.clone() })?;
             let stored = self.source().fetch(old.head.place(), true)?;
@@ -71,7 +72,8 @@ impl Work<'_> {
             let declared = put.content_type.as_deref().map(|declared| self.machine.content_types.shared(declared));
             (put.value.clone(), declared)
         };
-        let written = self.write(Write { key: &put.key, value, content_type, lease: put.lease })?;
+        let written =
+            self.write(Write { key: &put.key, old: indexed.as_deref(), value, content_type, lease: put.lease })?;
         Ok(OpReply::Put {
             key: put.key.clone(),
             version: written.version,
@@ -90,8 +92,9 @@ impl Work<'_> {
         lease: LeaseChoice,
         operation: u32,
     ) -> Result<OpReply, Stop> {
-        let old = self.live(key);
-        let (previous, content_type) = match &old {
+        let indexed = self.indexed(key);
+        let old = live(indexed.as_ref());
+        let (previous, content_type) = match old {
             None => (initial, None),
             Some(old) => {
                 let stored = self.source().fetch(old.head.place(), true)?;
@@ -109,7 +112,8 @@ impl Work<'_> {
                 operation,
             },
         })?;
-        let written = self.write(Write { key, value: value.to_string().into(), content_type, lease })?;
+        let written =
+            self.write(Write { key, old: indexed.as_deref(), value: value.to_string().into(), content_type, lease })?;
         Ok(OpReply::Add {
             key: key.clone(),
             value,
@@ -122,8 +126,9 @@ impl Work<'_> {
     }
 
     fn merge_patch(&mut self, key: &Bytes, patch: &Bytes, prev_kv: bool, lease: LeaseChoice) -> Result<OpReply, Stop> {
-        let old = self.live(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
-        let prev = self.former(Some(&old), prev_kv)?;
+        let indexed = self.indexed(key);
+        let old = live(indexed.as_ref()).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
+        let prev = self.former(Some(old), prev_kv)?;
         let stored = self.source().fetch(old.head.place(), true)?;
         let value = patch::merge(&stored.value, patch).map_err(|error| match error {
             PatchError::Target => Rejection::NotJson { key: key.clone() },
@@ -132,9 +137,20 @@ impl Work<'_> {
             }
         })?;
         let content_type = stored.content_type.clone().unwrap_or_else(|| self.machine.content_types.shared(JSON));
-        let written = self.write(Write { key, value: value.into(), content_type: Some(content_type), lease })?;
+        let written = self.write(Write {
+            key,
+            old: indexed.as_deref(),
+            value: value.into(),
+            content_type: Some(content_type),
+            lease,
+        })?;
         Ok(OpReply::MergePatch { key: key.clone(), version: written.version, lease: written.lease, prev })
     }
+}
+
+/// The key, if it exists.
+fn live(indexed: Option<&Arc<KeyRecord>>) -> Option<&KeyRecord> {
+    indexed.map(|key| &**key).filter(|key| key.head.is_live())
 }
 
 /// A counter's text: an optional minus and digits, within int64.

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 pub(super) struct Write<'a> {
     pub(super) key: &'a Bytes,
+    /// What the index has of this key.
+    pub(super) old: Option<&'a KeyRecord>,
     pub(super) value: Bytes,
     pub(super) content_type: Option<Arc<str>>,
     pub(super) lease: LeaseChoice,
@@ -32,9 +34,9 @@ pub(super) struct Deleted {
 impl Work<'_> {
     pub(super) fn write(&mut self, write: Write<'_>) -> Result<Written, Stop> {
         let (main, sub) = (self.main, self.sub()?);
-        let old = self.machine.root.index.get(write.key).cloned();
-        let live = old.as_ref().map(|old| &old.head).filter(|head| head.is_live());
-        let key = old.as_ref().map_or_else(|| write.key.clone(), |old| old.key.clone());
+        let old = write.old;
+        let live = old.map(|old| &old.head).filter(|head| head.is_live());
+        let key = old.map_or_else(|| write.key.clone(), |old| old.key.clone());
         let lease = self.attach(&key, live.map_or(0, |head| head.lease), write.lease)?;
         let record = Record {
             main,
@@ -62,7 +64,7 @@ impl Work<'_> {
         self.machine.root.numbers.live_bytes +=
             logical_bytes(record.key.len(), record.value.len(), record.content_type.as_deref());
         self.grew = true;
-        self.supersede(old.as_deref(), head, record);
+        self.supersede(old, head, record);
         Ok(Written { version: live.map_or(1, |head| head.version + 1), lease })
     }
 
@@ -132,7 +134,7 @@ impl Work<'_> {
             .collect();
         let mut deleted = 0;
         for key in keys {
-            let old = self.live(&key).ok_or_else(|| Stop::invariant("a key is attached that does not exist"))?;
+            let old = self.indexed(&key).ok_or_else(|| Stop::invariant("a key is attached that does not exist"))?;
             self.delete(&old, reason)?;
             deleted += 1;
         }

@@ -50,7 +50,7 @@ impl<'a> Iter<'a> {
         loop {
             match node {
                 Node::Leaf(records) => {
-                    let at = key.map_or(records.len(), |key| records.partition_point(|record| &record.key[..] < key));
+                    let at = key.map_or(records.len(), |key| records.lower_bound(key));
                     self.path.push((node, at));
                     return;
                 }
@@ -102,7 +102,7 @@ impl<'a> Iterator for Iter<'a> {
             match node {
                 Node::Leaf(records) => {
                     let Some(at) = self.step(records.len()) else { continue };
-                    let record = &records[at];
+                    let record = &records.items()[at];
                     if !self.within(record) {
                         self.path.clear();
                         return None;

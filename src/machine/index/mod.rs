@@ -7,6 +7,7 @@
 mod iter;
 mod key;
 mod node;
+mod sorted;
 #[cfg(test)]
 mod tests;
 
@@ -51,7 +52,7 @@ impl Index {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(records) => return node::find(records, key).ok().map(|at| &records[at]),
+                Node::Leaf(records) => return records.search(key).ok().map(|at| &records.items()[at]),
                 Node::Inner(inner) => node = &inner.children[inner.child_of(key)].node,
             }
         }
@@ -96,9 +97,9 @@ fn count(node: &Node, sum: Summary, start: Option<&[u8]>, end: Option<&[u8]>, re
     }
     match node {
         Node::Leaf(records) => {
-            let from = start.map_or(0, |start| records.partition_point(|record| &record.key[..] < start));
-            let to = end.map_or(records.len(), |end| records.partition_point(|record| &record.key[..] < end));
-            let inside = records.get(from..to).unwrap_or_default();
+            let from = start.map_or(0, |start| records.lower_bound(start));
+            let to = end.map_or(records.len(), |end| records.lower_bound(end));
+            let inside = records.items().get(from..to).unwrap_or_default();
             let live = inside.iter().filter(|record| record.is_live_at(revision)).count();
             u64::try_from(live).unwrap_or(u64::MAX)
         }

@@ -6,6 +6,7 @@
 //! removal, never too low). A shared node is never changed: `Arc::make_mut` copies it.
 
 use super::key::KeyRecord;
+use super::sorted::Sorted;
 use crate::model::Revision;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -19,14 +20,14 @@ const BULK_FILL: usize = 26;
 
 #[derive(Debug, Clone)]
 pub(super) enum Node {
-    Leaf(Vec<Arc<KeyRecord>>),
+    Leaf(Sorted<Arc<KeyRecord>>),
     Inner(Inner),
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Inner {
     /// Shared, so that copying an inner node costs one count, not one per bound.
-    pub(super) bounds: Arc<[Bytes]>,
+    pub(super) bounds: Arc<Sorted<Bytes>>,
     pub(super) children: Vec<Child>,
 }
 
@@ -75,7 +76,7 @@ impl Node {
     pub(super) fn sum(&self) -> Summary {
         match self {
             Self::Leaf(records) => {
-                records.iter().map(|record| Summary::of(record)).fold(Summary::default(), Summary::plus)
+                records.items().iter().map(|record| Summary::of(record)).fold(Summary::default(), Summary::plus)
             }
             Self::Inner(inner) => inner.children.iter().map(|child| child.sum).fold(Summary::default(), Summary::plus),
         }
@@ -99,17 +100,16 @@ impl Node {
 impl Inner {
     /// The child that holds `key`, if any does.
     pub(super) fn child_of(&self, key: &[u8]) -> usize {
-        self.bounds.partition_point(|bound| &bound[..] <= key)
+        match self.bounds.search(key) {
+            Ok(at) => at + 1,
+            Err(at) => at,
+        }
     }
 
     /// The one child, when merging has left only one.
     fn only_child(&mut self) -> Option<Child> {
         if self.children.len() == 1 { self.children.pop() } else { None }
     }
-}
-
-pub(super) fn find(records: &[Arc<KeyRecord>], key: &[u8]) -> Result<usize, usize> {
-    records.binary_search_by(|record| record.key[..].cmp(key))
 }
 
 /// What an insertion did to a node: the entry it replaced, and the new right neighbour with the
@@ -132,7 +132,7 @@ pub(super) fn insert(node: &mut Arc<Node>, record: Arc<KeyRecord>) -> Inserted {
                 Some(_) => child.node.sum(),
             };
             let split = split.and_then(|(bound, right)| {
-                inner.bounds = with_inserted(&inner.bounds, at, bound);
+                inner.bounds = with_inserted(inner.bounds.items(), at, bound);
                 inner.children.insert(at + 1, right);
                 split_inner(inner)
             });
@@ -141,11 +141,9 @@ pub(super) fn insert(node: &mut Arc<Node>, record: Arc<KeyRecord>) -> Inserted {
     }
 }
 
-fn insert_into_leaf(records: &mut Vec<Arc<KeyRecord>>, record: Arc<KeyRecord>) -> Inserted {
-    let at = match find(records, &record.key) {
-        Ok(at) => {
-            return Inserted { old: Some(std::mem::replace(&mut records[at], record)), split: None };
-        }
+fn insert_into_leaf(records: &mut Sorted<Arc<KeyRecord>>, record: Arc<KeyRecord>) -> Inserted {
+    let at = match records.search(&record.key) {
+        Ok(at) => return Inserted { old: Some(records.replace(at, record)), split: None },
         Err(at) => at,
     };
     if records.len() < LEAF_MAX {
@@ -160,10 +158,19 @@ fn insert_into_leaf(records: &mut Vec<Arc<KeyRecord>>, record: Arc<KeyRecord>) -
     } else {
         records.insert(at, record);
     }
-    let bound = right[0].key.clone();
-    let node = Arc::new(Node::Leaf(right));
+    Inserted { old: None, split: Some(leaf(right)) }
+}
+
+/// A leaf with the bound below it.
+fn leaf(records: Vec<Arc<KeyRecord>>) -> (Bytes, Child) {
+    let bound = records.first().map(|record| record.key.clone()).unwrap_or_default();
+    let node = Arc::new(Node::Leaf(Sorted::new(records)));
     let sum = node.sum();
-    Inserted { old: None, split: Some((bound, Child { node, sum })) }
+    (bound, Child { node, sum })
+}
+
+fn bounds(keys: impl Iterator<Item = Bytes>) -> Arc<Sorted<Bytes>> {
+    Arc::new(Sorted::new(keys.collect()))
 }
 
 fn split_inner(inner: &mut Inner) -> Option<(Bytes, Child)> {
@@ -173,21 +180,23 @@ fn split_inner(inner: &mut Inner) -> Option<(Bytes, Child)> {
     }
     let cut = count / 2;
     let children = inner.children.split_off(cut);
-    let bound = inner.bounds[cut - 1].clone();
-    let bounds: Arc<[Bytes]> = inner.bounds[cut..].into();
-    inner.bounds = inner.bounds[..cut - 1].into();
-    let node = Arc::new(Node::Inner(Inner { bounds, children }));
+    let old = inner.bounds.clone();
+    let old = old.items();
+    let bound = old[cut - 1].clone();
+    let right = bounds(old[cut..].iter().cloned());
+    inner.bounds = bounds(old[..cut - 1].iter().cloned());
+    let node = Arc::new(Node::Inner(Inner { bounds: right, children }));
     let sum = node.sum();
     Some((bound, Child { node, sum }))
 }
 
-fn with_inserted(bounds: &[Bytes], at: usize, bound: Bytes) -> Arc<[Bytes]> {
-    bounds[..at].iter().cloned().chain([bound]).chain(bounds[at..].iter().cloned()).collect()
+fn with_inserted(old: &[Bytes], at: usize, bound: Bytes) -> Arc<Sorted<Bytes>> {
+    bounds(old[..at].iter().cloned().chain([bound]).chain(old[at..].iter().cloned()))
 }
 
 pub(super) fn remove(node: &mut Arc<Node>, key: &[u8]) -> Option<Arc<KeyRecord>> {
     match Arc::make_mut(node) {
-        Node::Leaf(records) => find(records, key).ok().map(|at| records.remove(at)),
+        Node::Leaf(records) => records.search(key).ok().map(|at| records.remove(at)),
         Node::Inner(inner) => {
             let at = inner.child_of(key);
             let child = &mut inner.children[at];
@@ -205,41 +214,33 @@ pub(super) fn remove(node: &mut Arc<Node>, key: &[u8]) -> Option<Arc<KeyRecord>>
 fn refill(inner: &mut Inner, at: usize) {
     let Some(left) = at.checked_sub(1).or((inner.children.len() > 1).then_some(0)) else { return };
     let right = inner.children.remove(left + 1);
-    let bound = inner.bounds[left].clone();
+    let old = inner.bounds.clone();
+    let old = old.items();
     let child = &mut inner.children[left];
-    let rest = join(Arc::make_mut(&mut child.node), right.node, &bound);
+    let rest = join(Arc::make_mut(&mut child.node), &right.node, &old[left]);
     child.sum = child.node.sum();
+    let (before, after) = (old[..left].iter().cloned(), old[left + 1..].iter().cloned());
     match rest {
         Some((bound, right)) => {
-            inner.bounds = inner
-                .bounds
-                .iter()
-                .enumerate()
-                .map(|(position, old)| if position == left { bound.clone() } else { old.clone() })
-                .collect();
+            inner.bounds = bounds(before.chain([bound]).chain(after));
             inner.children.insert(left + 1, right);
         }
-        None => {
-            inner.bounds = inner.bounds[..left].iter().chain(&inner.bounds[left + 1..]).cloned().collect();
-        }
+        None => inner.bounds = bounds(before.chain(after)),
     }
 }
 
-fn join(left: &mut Node, right: Arc<Node>, bound: &Bytes) -> Option<(Bytes, Child)> {
-    match (left, &*right) {
+fn join(left: &mut Node, right: &Node, bound: &Bytes) -> Option<(Bytes, Child)> {
+    match (left, right) {
         (Node::Leaf(records), Node::Leaf(more)) => {
-            records.extend(more.iter().cloned());
-            if records.len() <= LEAF_MAX {
-                return None;
-            }
-            let right = records.split_off(records.len() / 2);
-            let bound = right[0].key.clone();
-            let node = Arc::new(Node::Leaf(right));
-            let sum = node.sum();
-            Some((bound, Child { node, sum }))
+            let mut all = std::mem::replace(records, Sorted::new(Vec::new())).into_items();
+            all.extend(more.items().iter().cloned());
+            let rest = if all.len() > LEAF_MAX { all.split_off(all.len() / 2) } else { Vec::new() };
+            *records = Sorted::new(all);
+            (!rest.is_empty()).then(|| leaf(rest))
         }
         (Node::Inner(inner), Node::Inner(more)) => {
-            inner.bounds = inner.bounds.iter().chain([bound]).chain(more.bounds.iter()).cloned().collect();
+            let old = inner.bounds.clone();
+            inner.bounds = bounds(old.items().iter().chain([bound]).chain(more.bounds.items()).cloned());
             inner.children.extend(more.children.iter().cloned());
             split_inner(inner)
         }
@@ -252,7 +253,7 @@ pub(super) fn grow_root(root: &mut Arc<Node>, split: Option<(Bytes, Child)>) {
     if let Some((bound, right)) = split {
         let sum = root.sum();
         let left = Child { node: root.clone(), sum };
-        *root = Arc::new(Node::Inner(Inner { bounds: [bound].into(), children: vec![left, right] }));
+        *root = Arc::new(Node::Inner(Inner { bounds: bounds([bound].into_iter()), children: vec![left, right] }));
     }
 }
 
@@ -266,26 +267,19 @@ pub(super) fn shrink_root(root: &mut Arc<Node>) {
 
 /// A tree of records in strictly rising key order.
 pub(super) fn build(records: Vec<Arc<KeyRecord>>) -> Arc<Node> {
-    let mut level: Vec<(Bytes, Child)> = even_chunks(records, BULK_FILL)
-        .map(|leaf| {
-            let bound = leaf.first().map(|record| record.key.clone()).unwrap_or_default();
-            let node = Arc::new(Node::Leaf(leaf));
-            let sum = node.sum();
-            (bound, Child { node, sum })
-        })
-        .collect();
+    let mut level: Vec<(Bytes, Child)> = even_chunks(records, BULK_FILL).map(leaf).collect();
     while level.len() > 1 {
         level = even_chunks(level, BULK_FILL)
             .map(|group| {
-                let (mut bounds, children): (Vec<Bytes>, Vec<Child>) = group.into_iter().unzip();
-                let first = bounds.remove(0);
-                let node = Arc::new(Node::Inner(Inner { bounds: bounds.into(), children }));
+                let (mut keys, children): (Vec<Bytes>, Vec<Child>) = group.into_iter().unzip();
+                let first = keys.remove(0);
+                let node = Arc::new(Node::Inner(Inner { bounds: bounds(keys.into_iter()), children }));
                 let sum = node.sum();
                 (first, Child { node, sum })
             })
             .collect();
     }
-    level.pop().map_or_else(|| Arc::new(Node::Leaf(Vec::new())), |(_, child)| child.node)
+    level.pop().map_or_else(|| leaf(Vec::new()).1.node, |(_, child)| child.node)
 }
 
 /// Cuts into the fewest chunks of at most `most`, as equal as can be.

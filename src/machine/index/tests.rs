@@ -9,8 +9,19 @@ use std::collections::BTreeMap;
 /// A key's newest revision and whether it is live; one older version at revision 1.
 type Model = BTreeMap<u16, (Revision, bool)>;
 
+/// Keys that share long and short beginnings, end in zeros and begin each other, in order.
 fn name(key: u16) -> Bytes {
-    Bytes::copy_from_slice(&key.to_be_bytes())
+    let stems = ["", "a", "a/long/common/beginning/", "a/long/common/beginning/of/ten/more", "b"];
+    let stem = (key / 150).min(4);
+    let [high, low] = (key - 150 * stem).to_be_bytes();
+    let mut name = [stems[usize::from(stem)].as_bytes(), &[high, low / 4]].concat();
+    name.extend(std::iter::repeat_n(0, usize::from(low % 4)));
+    name.into()
+}
+
+#[test]
+fn test_keys_rise() {
+    assert!((1..6000).all(|key| name(key - 1) < name(key)));
 }
 
 fn record(key: u16, main: Revision, live: bool) -> Arc<KeyRecord> {
@@ -39,7 +50,8 @@ fn check(node: &Node, sum: Summary, is_root: bool) -> usize {
     assert!(actual.newest <= sum.newest);
     match node {
         Node::Leaf(records) => {
-            assert!(records.len() <= LEAF_MAX && (is_root || !records.is_empty()));
+            assert!(records.len() <= LEAF_MAX && (is_root || records.len() > 0));
+            let records = records.items();
             assert!(records.windows(2).all(|pair| pair[0].key < pair[1].key));
             1
         }
@@ -48,7 +60,7 @@ fn check(node: &Node, sum: Summary, is_root: bool) -> usize {
             assert_eq!(inner.bounds.len() + 1, inner.children.len());
             let depths: Vec<usize> = inner.children.iter().map(|c| check(&c.node, c.sum, false)).collect();
             assert!(depths.windows(2).all(|pair| pair[0] == pair[1]));
-            for (at, bound) in inner.bounds.iter().enumerate() {
+            for (at, bound) in inner.bounds.items().iter().enumerate() {
                 assert!(last(&inner.children[at].node) < bound && first(&inner.children[at + 1].node) >= bound);
             }
             depths[0] + 1
@@ -58,14 +70,14 @@ fn check(node: &Node, sum: Summary, is_root: bool) -> usize {
 
 fn first(node: &Node) -> &Bytes {
     match node {
-        Node::Leaf(records) => &records[0].key,
+        Node::Leaf(records) => &records.items()[0].key,
         Node::Inner(inner) => first(&inner.children[0].node),
     }
 }
 
 fn last(node: &Node) -> &Bytes {
     match node {
-        Node::Leaf(records) => &records[records.len() - 1].key,
+        Node::Leaf(records) => &records.items()[records.len() - 1].key,
         Node::Inner(inner) => last(&inner.children[inner.children.len() - 1].node),
     }
 }

@@ -322,7 +322,12 @@ fn run(
             if disturbed && dice.one_in(20) {
                 let mut blocks = Vec::new();
                 let image = machine.image();
-                image.write_to(&mut |block| Ok(blocks.push(Bytes::copy_from_slice(block)))).unwrap();
+                image
+                    .write_to(&mut |block| {
+                        blocks.push(Bytes::copy_from_slice(block));
+                        Ok(())
+                    })
+                    .unwrap();
                 machine = restore(options, blocks).unwrap();
             }
             if disturbed && dice.one_in(5) {

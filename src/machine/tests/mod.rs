@@ -11,4 +11,5 @@ mod cases;
 mod cost;
 mod generate;
 mod model;
+mod renew;
 mod support;

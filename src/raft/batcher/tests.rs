@@ -1,3 +1,5 @@
+//! The batcher, over a consensus that answers as it is told.
+
 use super::*;
 use crate::env::ManualClock;
 use crate::machine::Outcome as Applied;

@@ -5,10 +5,6 @@ use crate::model::limits;
 use crate::storage::record::Block;
 use parking_lot::Mutex;
 
-/// Larger blocks hold one large value and are not worth a slot.
-const BLOCK_BYTES_MAX: usize = 2 * limits::BLOCK_BYTES_TARGET;
-const SLOTS: u64 = 256;
-
 /// Direct-mapped by the block's id, which is never used twice.
 #[derive(Debug)]
 pub(super) struct BlockCache {
@@ -17,13 +13,13 @@ pub(super) struct BlockCache {
 
 impl Default for BlockCache {
     fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Mutex::new(None)).collect() }
+        Self { slots: (0..limits::BLOCK_CACHE_BLOCKS).map(|_| Mutex::new(None)).collect() }
     }
 }
 
 impl BlockCache {
     fn slot(&self, id: u64) -> Option<&Mutex<Option<(u64, Block)>>> {
-        self.slots.get(usize::try_from(id % SLOTS).ok()?)
+        self.slots.get(usize::try_from(id % limits::BLOCK_CACHE_BLOCKS).ok()?)
     }
 
     pub(super) fn get(&self, id: u64) -> Option<Block> {
@@ -32,7 +28,8 @@ impl BlockCache {
     }
 
     pub(super) fn insert(&self, id: u64, block: &Block) {
-        if block.size() <= BLOCK_BYTES_MAX
+        // Larger ones hold one large value and are not worth a slot.
+        if block.size() <= limits::BLOCK_CACHE_BLOCK_BYTES_MAX
             && let Some(slot) = self.slot(id)
         {
             *slot.lock() = Some((id, block.clone()));

@@ -3,13 +3,10 @@
 
 use super::state::{Sealed, State};
 use super::{BlockStore, Shared, engine_key};
-use crate::model::{Fault, Revision};
+use crate::model::{Fault, Revision, limits};
 use crate::storage::engine::Engine;
 use crate::storage::record::{Block, Place, Record};
 use std::sync::Arc;
-
-/// A walk ends early, after a whole revision, once it holds this many bytes.
-const WALK_BYTES_MAX: usize = 4 << 20;
 
 /// Where the block of some records is.
 pub(super) enum Source {
@@ -158,7 +155,7 @@ struct Walk {
 impl Walk {
     fn extend(&mut self, records: impl IntoIterator<Item = Arc<Record>>) {
         for record in records {
-            let enough = self.records.len() >= self.max_records || self.bytes >= WALK_BYTES_MAX;
+            let enough = self.records.len() >= self.max_records || self.bytes >= limits::WALK_BYTES_MAX;
             if enough && self.records.last().is_some_and(|last| last.main != record.main) {
                 self.full = true;
                 return;

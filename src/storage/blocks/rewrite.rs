@@ -96,6 +96,7 @@ impl State {
     }
 
     fn copied(&mut self, chunk: &[ToCopy]) {
+        // None: a reset has ended it meanwhile, and only this thread begins another.
         let Some(rewrite) = &mut self.rewrite else { return };
         for copy in chunk {
             // A block replaced meanwhile is pending: its own write or removal follows in the queue.
@@ -147,7 +148,7 @@ impl Shared {
 
     /// Copies one chunk, or ends the rewrite if nothing is left to copy.
     pub(super) fn copy_step(&self, growth: &mut Growth) -> Result<(), Fault> {
-        let (chunk, from, to, epoch) = {
+        let (chunk, from, to) = {
             let mut state = self.state.lock();
             let Some(rewrite) = &state.rewrite else { return Ok(()) };
             let (to, from) = (rewrite.to.clone(), Arc::clone(&state.home.engine));
@@ -159,7 +160,7 @@ impl Shared {
                 growth.fresh_percent = to.engine.disk_bytes()? / (content_bytes / 100).max(1);
                 return Ok(());
             }
-            (chunk, from, to, state.epoch)
+            (chunk, from, to)
         };
         let mut changes: BTreeMap<Place, Option<Bytes>> = BTreeMap::new();
         for copy in &chunk {
@@ -174,10 +175,7 @@ impl Shared {
             changes.insert(copy.first, Some(bytes));
         }
         self.commit(&to, changes)?;
-        let mut state = self.state.lock();
-        if state.epoch == epoch {
-            state.copied(&chunk);
-        }
+        self.state.lock().copied(&chunk);
         Ok(())
     }
 }

@@ -112,7 +112,7 @@ pub(super) struct State {
     totals: Totals,
     pub(super) churn_bytes: u64,
     next_id: u64,
-    /// Rises with every reset: what was begun before it is void.
+    /// Rises with every reset.
     pub(super) epoch: u64,
     pub(super) failed: Option<Fault>,
     pub(super) closed: bool,
@@ -334,7 +334,8 @@ impl State {
         }
     }
 
-    /// A commit has put these blocks into the engine of that number.
+    /// A commit has put these blocks into the engine of that number; those that are no longer in
+    /// the map, by a trim or a reset meanwhile, do not count.
     pub(super) fn written(&mut self, sealed: &[Arc<Sealed>], number: u64) {
         for block in sealed {
             self.no_longer_pending(block.id);

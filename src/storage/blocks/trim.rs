@@ -6,7 +6,7 @@
 //! and trimming share the write-behind queue, so the engine follows the map's order of changes.
 
 use super::read::{Located, after};
-use super::state::{Job, Sealed, State};
+use super::state::{Job, State};
 use super::{BlockStore, Shared};
 use crate::model::{Fault, Revision, limits};
 use crate::storage::record::{Place, Record};
@@ -138,21 +138,19 @@ impl State {
         for block in run {
             self.forget(block.first);
         }
-        let put = self.seal(survivors);
-        let kept_key = put.as_deref().and_then(Sealed::first);
-        let removes = run.iter().map(|block| block.first).filter(|first| Some(*first) != kept_key).collect();
-        self.queue.push_back(Job { removes, puts: put.into_iter().collect() });
+        // A put overrides a removal of the same key in its job.
+        let puts = self.seal(survivors).into_iter().collect();
+        self.queue.push_back(Job { removes: run.iter().map(|block| block.first).collect(), puts });
         true
     }
 
-    /// Moves the cursor past an examined run if it holds the first block no trim had seen.
+    /// Moves the cursor past an examined run if there is no unseen block before it.
     fn advance(&mut self, run: &[Examined]) {
         let unseen = self.blocks.range(self.cursor..).next().map(|(first, _)| *first);
         if let (Some(unseen), Some(first), Some(last)) = (unseen, run.first(), run.last())
             && first.first <= unseen
-            && unseen <= last.first
         {
-            self.cursor = after(last.last);
+            self.cursor = self.cursor.max(after(last.last));
         }
     }
 

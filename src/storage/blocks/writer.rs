@@ -23,7 +23,6 @@ const RETIRED_POLL: Duration = Duration::from_millis(200);
 struct Writing {
     jobs: Vec<Job>,
     to: Home,
-    epoch: u64,
 }
 
 enum Task {
@@ -52,7 +51,7 @@ impl State {
         }
         self.writing = true;
         let to = self.rewrite.as_ref().map_or(&self.home, |rewrite| &rewrite.to).clone();
-        Some(Writing { jobs, to, epoch: self.epoch })
+        Some(Writing { jobs, to })
     }
 
     fn take_unused_engines(&mut self) -> Vec<Home> {
@@ -131,9 +130,7 @@ impl Shared {
         self.commit(&writing.to, changes)?;
         let mut state = self.state.lock();
         state.writing = false;
-        if state.epoch == writing.epoch {
-            state.written(&written, writing.to.number);
-        }
+        state.written(&written, writing.to.number);
         Ok(())
     }
 

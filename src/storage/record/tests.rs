@@ -1,3 +1,5 @@
+//! The format of records and blocks: round trips, golden bytes, and damage of every kind.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -39,6 +39,16 @@ pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Faul
     reader.into_summary()
 }
 
+/// Streams the blocks of a file that lies anywhere; its digest is checked at the end of the stream.
+///
+/// # Errors
+/// `Fault::Corrupt` if its header is damaged, `Fault::Io` if it cannot be read.
+pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotReader, Fault> {
+    let what = path.display().to_string();
+    let file = disk.open(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
+    SnapshotReader::new(&file, what)
+}
+
 /// A file read from its beginning to its end, hashed as it passes.
 #[derive(Debug)]
 struct Source {
@@ -87,7 +97,8 @@ impl Source {
     }
 
     fn fill(&mut self) -> Result<(), Fault> {
-        self.buffer.resize(BUFFER_BYTES, 0);
+        let left = usize::try_from(self.length.saturating_sub(self.offset)).unwrap_or(BUFFER_BYTES);
+        self.buffer.resize(left.min(BUFFER_BYTES), 0);
         self.used = 0;
         let read = self.file.read_at(&mut self.buffer, self.offset);
         let read = read.map_err(|error| Fault::io(format!("read {}", self.what), &error))?;

@@ -187,9 +187,12 @@ impl Checkpoint {
         let has_live = from.try_get_u8().ok()? == 1;
         let first = from.try_get_u64_le().ok()?;
         let next = from.try_get_u64_le().ok()?;
-        let sane = from.is_empty() && first <= next;
         let live = has_live.then_some((first, next));
-        sane.then(|| Self { vote, committed, purged: position.map(|position| (purged_index, position)), live })
+        let purged = position.map(|position| (purged_index, position));
+        let follows_purge =
+            purged.is_none() || (has_live && purged_index.checked_add(1).is_some_and(|after| after == first));
+        let sane = from.is_empty() && first <= next && follows_purge;
+        sane.then_some(Self { vote, committed, purged, live })
     }
 }
 
@@ -251,11 +254,11 @@ mod tests {
     #[test]
     fn the_layout_is_fixed() {
         let (bytes, _) = record(b"abc");
-        let expected = [
-            0xC7, 0x5E, 1, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 55, 199, 238, 200, 0, 0, 0, 0, 0, 0, 0,
-            0,
-        ];
-        assert_eq!(bytes[..20], expected[..20]);
-        assert_eq!(&bytes[32..], b"abc\0\0\0\0\0");
+        assert_eq!(bytes, GOLDEN);
     }
+
+    const GOLDEN: [u8; 40] = [
+        199, 94, 1, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 237, 58, 178, 250, 0, 0, 0, 0, 25, 196, 173,
+        212, 97, 98, 99, 0, 0, 0, 0, 0,
+    ];
 }

@@ -211,21 +211,26 @@ pub(super) fn decode_header(number: u32, bytes: &[u8]) -> Result<(segment::Heade
     Ok((header, seed))
 }
 
-/// Recovers from arbitrary bytes, taken as the segments of one log cut at their `allocated` lengths;
+/// Recovers from arbitrary bytes, taken as the segments of one log, each as long as its header says;
 /// the outcome does not matter, that there is one does.
 pub fn fuzz_recover(bytes: &[u8]) {
+    drop(replay_bytes(bytes));
+}
+
+pub(super) fn replay_bytes(bytes: &[u8]) -> Result<Replay, WalError> {
     let mut replay = Replay::new(1 << 16, false);
-    let mut rest = bytes;
-    let mut number = segment::Header::decode(rest).map_or(1, |(header, _)| header.segment);
+    let oldest = segment::Header::decode(bytes).map_or(1, |(header, _)| header.segment);
+    let (mut number, mut rest) = (oldest, bytes);
     loop {
-        let allocated = decode_header(number, rest).map_or(rest.len(), |(header, _)| header.allocated as usize);
-        let (this, later) = rest.split_at(allocated.clamp(1, rest.len().max(1)).min(rest.len()));
-        let next = decode_header(number.wrapping_add(1), later).ok();
-        let outcome = replay.segment(number, this, next.as_ref().map(|(header, _)| header));
-        if outcome.is_err() || next.is_none() {
-            return;
+        let (header, _) = decode_header(number, rest)?;
+        let (this, later) = rest.split_at((header.allocated as usize).min(rest.len()));
+        let next = number.checked_add(1).and_then(|next| decode_header(next, later).ok());
+        replay.segment(number, this, next.as_ref().map(|(header, _)| header))?;
+        match next {
+            Some((header, _)) => (number, rest) = (header.segment, later),
+            None => break,
         }
-        number = number.wrapping_add(1);
-        rest = later;
     }
+    replay.finish(oldest)?;
+    Ok(replay)
 }

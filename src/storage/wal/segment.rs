@@ -99,6 +99,18 @@ mod tests {
         assert_eq!(Header::decode(&bytes[..63]), Err(HeaderProblem::Damaged));
     }
 
+    /// The layout on disk: never edited, a new format version gets its own.
+    #[test]
+    fn the_layout_is_fixed() {
+        let (bytes, _) = Header { segment: 3, allocated: 4096, previous_end: 640, previous_crc: 0xDEAD_BEEF }.encode();
+        assert_eq!(bytes[..28], GOLDEN);
+        assert_eq!(bytes[28..60], [0; 32]);
+        assert_eq!(bytes[60..], [174, 122, 146, 235]);
+    }
+
+    const GOLDEN: [u8; 28] =
+        [84, 69, 78, 85, 82, 87, 65, 76, 1, 0, 0, 0, 3, 0, 0, 0, 0, 16, 0, 0, 128, 2, 0, 0, 239, 190, 173, 222];
+
     #[test]
     fn another_version_is_named() {
         let (mut bytes, _) = Header { segment: 1, allocated: 0, previous_end: 0, previous_crc: 0 }.encode();

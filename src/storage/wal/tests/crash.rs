@@ -3,6 +3,7 @@
 use super::harness::*;
 use crate::storage::mutant::Mutant;
 use crate::storage::simdisk::{SimDisk, Survivors};
+use crate::storage::wal::Threading;
 
 const SEGMENT: u64 = 2048;
 
@@ -107,6 +108,27 @@ fn a_killed_process_does_not_pass_off_unsynced_data_as_durable() {
         disk.crash(Survivors::Nothing);
         second.wal.abandon();
         check(&second, &disk, SEGMENT, None).unwrap();
+    }
+}
+
+#[test]
+fn a_thread_of_its_own_obeys_the_same_rule() {
+    let total = operations_of(&mixed_calls());
+    for operations in 0..=total + 2 {
+        let disk = SimDisk::with_page_bytes(512);
+        disk.cut_after(operations);
+        let Ok(mut driver) = Driver::open_threaded(&disk, SEGMENT, None, Threading::Own) else { continue };
+        driver.run(&mixed_calls());
+        driver.wal.close();
+        assert!(!driver.told.lock().acked_after_fatal);
+        for survivors in [Survivors::Nothing, Survivors::Seeded(operations)] {
+            let copy = disk.fork();
+            copy.crash(survivors);
+            match Driver::open(&copy, SEGMENT, None) {
+                Ok(again) => driver.check_recovered(&again.wal).map(|_| again.wal.abandon()).unwrap(),
+                Err(error) => panic!("{operations} {survivors:?}: {error}"),
+            }
+        }
     }
 }
 

@@ -42,7 +42,7 @@ fn fail_one(operation: u64, injected: Injected, mutant: Option<Mutant>) -> Resul
         let complete = told.acked == calls && told.refused == 0;
         let went_on = complete && (tolerable(&disk, operation, injected) || operation >= disk.operations());
         if told.fatal != 1 && !(went_on && told.fatal == 0) {
-            return Err(format!("operation {operation}, {injected:?}: fatal {}, {told:?}", told.fatal));
+            return Err(format!("operation {operation}, {injected:?}: fatal was called {} times", told.fatal));
         }
     }
     driver.wal.abandon();

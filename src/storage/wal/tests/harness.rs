@@ -50,7 +50,8 @@ pub(super) struct Told {
 pub(super) struct Driver {
     pub wal: Wal,
     pub disk: SimDisk,
-    /// The model after each call; the first is where the log started.
+    /// The model after each record; the first is where the log started. What is not acknowledged may
+    /// survive in part, record by record.
     pub history: Vec<Model>,
     pub committed: Vec<Option<Bytes>>,
     pub told: Arc<Mutex<Told>>,
@@ -151,17 +152,28 @@ impl Model {
 
 impl Driver {
     pub(super) fn open(disk: &SimDisk, segment_bytes: u64, mutant: Option<Mutant>) -> Result<Self, WalError> {
+        Self::open_threaded(disk, segment_bytes, mutant, Threading::Pumped)
+    }
+
+    pub(super) fn open_threaded(
+        disk: &SimDisk,
+        segment_bytes: u64,
+        mutant: Option<Mutant>,
+        threading: Threading,
+    ) -> Result<Self, WalError> {
         let told = Arc::new(Mutex::new(Told::default()));
-        let (wal, _) = open_sim(disk, segment_bytes, mutant, &told)?;
+        let mut options = sim_options(segment_bytes, mutant, told_fatal(&told));
+        options.threading = threading;
+        let (wal, _) = Wal::open(Arc::new(disk.clone()), options)?;
         let start = observe(&wal);
         let committed = vec![wal.committed()];
         Ok(Self { wal, disk: disk.clone(), history: vec![start], committed, told, serial: 0 })
     }
 
-    /// Acknowledges the calls up to and including the one that is being made.
-    fn done(&self) -> Done {
+    /// Acknowledges everything up to the last of the `records` that are being queued.
+    fn done(&self, records: usize) -> Done {
         let told = self.told.clone();
-        let call = self.history.len();
+        let call = self.history.len() - 1 + records;
         Box::new(move |outcome| {
             let mut told = told.lock();
             match outcome {
@@ -182,17 +194,21 @@ impl Driver {
         match call {
             Call::Append(lengths) => {
                 let mut entries = Vec::new();
-                for len in lengths {
+                let done = self.done(lengths.len().max(1));
+                for (at, len) in lengths.iter().enumerate() {
                     self.serial += 1;
                     let entry = WalEntry { index: model.next(), bytes: payload(self.serial, *len) };
                     model.append(entry.index, entry.bytes.clone());
                     entries.push(entry);
+                    if at + 1 < lengths.len() {
+                        self.history.push(model.clone());
+                    }
                 }
-                self.wal.append(entries, self.done());
+                self.wal.append(entries, done);
             }
             Call::Vote => {
                 model.vote = Some(stamp.clone());
-                self.wal.save_vote(stamp, self.done());
+                self.wal.save_vote(stamp, self.done(1));
             }
             Call::Committed => {
                 self.committed.push(Some(stamp.clone()));
@@ -202,13 +218,13 @@ impl Driver {
                 let first = model.entries.keys().next().copied().unwrap_or(model.next());
                 let last = (first + kept).checked_sub(1).filter(|_| *kept > 0 || model.purged.is_some());
                 model.truncate(last);
-                self.wal.truncate_after(last, self.done());
+                self.wal.truncate_after(last, self.done(1));
             }
             Call::Purge(count) => {
                 let first = model.entries.keys().next().copied().unwrap_or(model.next());
                 let index = first + count;
                 model.purge(index, stamp.clone());
-                self.wal.purge(index, stamp, self.done());
+                self.wal.purge(index, stamp, self.done(1));
             }
             Call::Pump => return self.wal.pump(),
         }
@@ -226,14 +242,14 @@ impl Driver {
         self.history.last().expect("it has a start")
     }
 
-    /// The rule: a recovered log is the model after some call, none older than the last acknowledged
+    /// The rule: a recovered log is the model after some record, none older than the last acknowledged
     /// one. Returns which.
     pub(super) fn check_recovered(&self, recovered: &Wal) -> Result<usize, String> {
         let found = observe(recovered);
         let acked = self.told.lock().acked;
         let Some(call) = (acked..self.history.len()).rev().find(|call| self.history[*call].same_as(&found)) else {
             let older = self.history[..acked].iter().position(|model| model.same_as(&found));
-            return Err(format!("acknowledged up to call {acked}, found the state of {older:?}: {found:?}"));
+            return Err(format!("acknowledged up to record {acked}, found that of {older:?}: {found:?}"));
         };
         let committed = recovered.committed();
         if !self.committed.contains(&committed) {

@@ -1,6 +1,7 @@
 //! Not a check: prints what the log does on the disk below the temporary directory.
 
 use super::harness::payload;
+use crate::storage::disk::Disk;
 use crate::storage::realdisk::RealDisk;
 use crate::storage::wal::{Wal, WalEntry, WalOptions};
 use std::sync::{Arc, mpsc};
@@ -28,6 +29,15 @@ fn appends_per_second() {
     let temp = tempfile::tempdir().unwrap();
     let options = WalOptions::new(temp.path().join("wal"), Arc::new(|fault| panic!("{fault}")));
     let (wal, _) = Wal::open(Arc::new(RealDisk), options).unwrap();
+    let raw = RealDisk.create(&temp.path().join("raw")).unwrap();
+    raw.allocate(64 << 20).unwrap();
+    raw.sync_data().unwrap();
+    let start = std::time::Instant::now();
+    for at in 0..2000 {
+        raw.write_at(&[7; 600], at * 600).unwrap();
+        raw.sync_data().unwrap();
+    }
+    eprintln!("a bare file: {:>9.0} writes and syncs/s", 2000.0 / start.elapsed().as_secs_f64());
     let mut from = 0;
     for (in_flight, count, len) in
         [(1, 2000, 600), (2, 4000, 600), (64, 60_000, 600), (1024, 100_000, 600), (2, 400, 512 << 10)]

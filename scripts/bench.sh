@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Fixed load scenarios against a node, as a Markdown table.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+usage: scripts/bench.sh [SECONDS]
+
+Builds a release binary, starts a fresh node on this machine and runs `tenure bench` through fixed
+scenarios, SECONDS (10) each. Load generator and node share the machine: compare ratios, not absolutes.
+
+  TENURE_BIN    the binary; without it, a release build
+  TENURE_URL    a running node to load instead of a fresh one
+HELP
+}
+
+case "${1:-}" in
+    -h | --help) usage; exit 0 ;;
+esac
+seconds=${1:-10}
+
+root=$(dirname "$(dirname "$(readlink -f "$0")")")
+cd "$root"
+if [ -z "${TENURE_BIN:-}" ]; then
+    cargo build --quiet --locked --release --bin tenure
+    export TENURE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/tenure
+fi
+if [ -z "${TENURE_URL:-}" ]; then
+    exec scripts/with-node.sh scripts/bench.sh "$seconds"
+fi
+
+# The value of a JSON member, of the first object that has it.
+member() {
+    grep -oE "\"$2\": *[0-9.]+" <<<"$1" | head -n 1 | sed 's/.*: *//'
+}
+
+row() {
+    local name=$1 report
+    shift
+    report=$("$TENURE_BIN" --endpoints "$TENURE_URL" -o json bench "$@" --duration "${seconds}s" --seed 1)
+    awk -v name="$name" -v ops="$(member "$report" ops_per_s)" -v p50="$(member "$report" p50)" \
+        -v p99="$(member "$report" p99)" -v p999="$(member "$report" p999)" -v errors="$(member "$report" error_count)" \
+        -v cpu="$(member "${report#*\"server\"}" cpu_us_per_op)" -v rss="$(member "${report#*\"server\"}" rss_bytes)" \
+        'BEGIN {
+            printf "| %s | %.0f | %.2f ms | %.2f ms | %.2f ms | %s | %s | %.0f MiB |\n", name, ops,
+                p50 / 1000, p99 / 1000, p999 / 1000, errors, cpu == "" ? "-" : sprintf("%.1f µs", cpu), rss / 1048576
+        }'
+    [ "$(member "$report" error_count)" = 0 ] || bad=1
+}
+
+bad=0
+echo "$("$TENURE_BIN" version), $(nproc) cores, $(uname -sr), ${seconds} s each, keys of 32 and values of 256 bytes"
+echo
+echo '| scenario | ops/s | p50 | p99 | p99.9 | errors | server CPU/op | server RSS |'
+echo '|---|---:|---:|---:|---:|---:|---:|---:|'
+row 'put, 1 connection' put --connections 1
+row 'put, 64 connections' put --connections 64
+row 'put, 256 connections' put --connections 256
+row 'put, 64 connections, 32 keys a transaction' put --connections 64 --txn 32
+row 'get, 1 connection' get --connections 1
+row 'get, 64 connections' get --connections 64
+row 'get, 64 connections, stale' get --connections 64 --stale
+row 'mixed 90:10, 64 connections' mixed --connections 64
+exit "$bad"

@@ -1,0 +1,369 @@
+//! The one table from failures to what HTTP clients see. Every match is exhaustive: a new rejection
+//! does not compile until it has its row here.
+
+use super::json::Writer;
+use crate::model::{Failure, Outcome, Rejection, Why};
+
+/// Stable names that clients switch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    InvalidParameter,
+    InvalidBody,
+    EmptyKey,
+    RangeRequired,
+    BadCursor,
+    RevisionInFuture,
+    DuplicateKey,
+    Forbidden,
+    CrossSite,
+    KeyNotFound,
+    LeaseNotFound,
+    NoSuchRoute,
+    MethodNotAllowed,
+    NotAcceptable,
+    RequestTimeout,
+    TooLarge,
+    KeyTooLong,
+    UnsupportedMediaType,
+    OutOfRange,
+    NotACounter,
+    Overflow,
+    NotJson,
+    LeaseExists,
+    KeyExists,
+    Compacted,
+    PreconditionFailed,
+    TxnNotSucceeded,
+    IdempotencyKeyReused,
+    Throttled,
+    Internal,
+    NoLeader,
+    TooStale,
+    NotReady,
+    ShuttingDown,
+    OutcomeUnknown,
+    Timeout,
+    RevisionNotReached,
+    StorageFull,
+}
+
+/// What is known of a write that was not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    No,
+    Unknown,
+}
+
+/// A code's row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts {
+    pub(crate) status: u16,
+    pub(crate) slug: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) hint: Option<&'static str>,
+    /// The same request may succeed later, and repeating it does no harm.
+    pub(crate) retryable: bool,
+}
+
+const fn row(status: u16, slug: &'static str, title: &'static str) -> Facts {
+    Facts { status, slug, title, hint: None, retryable: false }
+}
+
+impl Facts {
+    const fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
+    const fn retryable(self) -> Self {
+        Self { retryable: true, ..self }
+    }
+}
+
+impl Code {
+    #[cfg(test)]
+    pub(super) const ALL: [Code; 38] = {
+        use Code::*;
+        [
+            InvalidParameter,
+            InvalidBody,
+            EmptyKey,
+            RangeRequired,
+            BadCursor,
+            RevisionInFuture,
+            DuplicateKey,
+            Forbidden,
+            CrossSite,
+            KeyNotFound,
+            LeaseNotFound,
+            NoSuchRoute,
+            MethodNotAllowed,
+            NotAcceptable,
+            RequestTimeout,
+            TooLarge,
+            KeyTooLong,
+            UnsupportedMediaType,
+            OutOfRange,
+            NotACounter,
+            Overflow,
+            NotJson,
+            LeaseExists,
+            KeyExists,
+            Compacted,
+            PreconditionFailed,
+            TxnNotSucceeded,
+            IdempotencyKeyReused,
+            Throttled,
+            Internal,
+            NoLeader,
+            TooStale,
+            NotReady,
+            ShuttingDown,
+            OutcomeUnknown,
+            Timeout,
+            RevisionNotReached,
+            StorageFull,
+        ]
+    };
+
+    pub(crate) fn facts(self) -> Facts {
+        match self {
+            Self::InvalidParameter => row(400, "invalid-parameter", "Invalid parameter"),
+            Self::InvalidBody => row(400, "invalid-body", "Invalid body"),
+            Self::EmptyKey => row(400, "empty-key", "Empty key").hint("a key has at least one byte; GET /v1/kv lists"),
+            Self::RangeRequired => row(400, "range-required", "Range required")
+                .hint("give exactly one of a non-empty `prefix`, `start` and `end`, or `all=true`"),
+            Self::BadCursor => row(400, "bad-cursor", "Bad cursor")
+                .hint("a cursor belongs to the query that gave it; start again without one"),
+            Self::RevisionInFuture => row(400, "revision-in-future", "Revision in the future")
+                .hint("to wait for a revision to arrive here, use `min_revision`"),
+            Self::DuplicateKey => row(400, "duplicate-key", "Key written twice")
+                .hint("a transaction writes each key at most once per branch"),
+            Self::Forbidden => row(403, "forbidden", "Forbidden"),
+            Self::CrossSite => {
+                row(403, "cross-site", "Refused for a browser").hint("allow the page's origin with --cors-origin")
+            }
+            Self::KeyNotFound => row(404, "key-not-found", "Key not found"),
+            Self::LeaseNotFound => row(404, "lease-not-found", "Lease not found"),
+            Self::NoSuchRoute => row(404, "no-such-route", "No such route").hint("GET / shows what there is"),
+            Self::MethodNotAllowed => row(405, "method-not-allowed", "Method not allowed"),
+            Self::NotAcceptable => row(406, "not-acceptable", "Not acceptable"),
+            Self::RequestTimeout => row(408, "request-timeout", "Request too slow").retryable(),
+            Self::TooLarge => row(413, "too-large", "Too large"),
+            Self::KeyTooLong => row(414, "key-too-long", "Key too long"),
+            Self::UnsupportedMediaType => row(415, "unsupported-media-type", "Unsupported media type"),
+            Self::OutOfRange => row(409, "out-of-range", "Out of range"),
+            Self::NotACounter => {
+                row(409, "not-a-counter", "Not a counter").hint("a counter's value is a decimal 64-bit integer as text")
+            }
+            Self::Overflow => row(409, "overflow", "Counter overflow"),
+            Self::NotJson => row(409, "not-json", "Not JSON").hint("a merge patch needs a stored value that is JSON"),
+            Self::LeaseExists => row(409, "lease-exists", "Lease exists"),
+            Self::KeyExists => {
+                row(409, "key-exists", "Key exists").hint("use on_conflict=skip or on_conflict=overwrite")
+            }
+            Self::Compacted => {
+                row(410, "compacted", "Compacted").hint("read at the current revision, or start the listing again")
+            }
+            Self::PreconditionFailed => row(412, "precondition-failed", "Precondition failed")
+                .hint("read the key again and retry with the new ETag"),
+            Self::TxnNotSucceeded => row(412, "txn-not-succeeded", "Transaction not succeeded"),
+            Self::IdempotencyKeyReused => row(422, "idempotency-key-reused", "Idempotency key reused")
+                .hint("use a new Idempotency-Key for each new request"),
+            Self::Throttled => row(429, "throttled", "Throttled").retryable(),
+            Self::Internal => row(500, "internal", "Internal error"),
+            Self::NoLeader => row(503, "no-leader", "No leader").retryable(),
+            Self::TooStale => row(503, "too-stale", "Too stale").retryable(),
+            Self::NotReady => row(503, "not-ready", "Not ready").retryable(),
+            Self::ShuttingDown => row(503, "shutting-down", "Shutting down").hint("ask another member").retryable(),
+            Self::OutcomeUnknown => row(504, "outcome-unknown", "Outcome unknown")
+                .hint("the write may have happened: repeat it only with the same Idempotency-Key"),
+            Self::Timeout => row(504, "timeout", "Deadline passed").retryable(),
+            Self::RevisionNotReached => row(504, "revision-not-reached", "Revision not reached").retryable(),
+            Self::StorageFull => {
+                row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
+            }
+        }
+    }
+}
+
+/// A failure's row, with the members that only this failure has.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) code: Code,
+    pub(crate) applied: Applied,
+    pub(crate) members: Writer,
+}
+
+pub(crate) fn verdict(failure: &Failure) -> Verdict {
+    let mut members = Writer::default();
+    let (code, applied) = match failure {
+        Failure::Rejected(rejection) => (rejected(rejection, &mut members), Applied::No),
+        Failure::Unavailable { why, outcome } => unavailable(*why, *outcome),
+        // What broke may have broken after the write was logged.
+        Failure::Fault(_) => (Code::Internal, Applied::Unknown),
+    };
+    Verdict { code, applied, members }
+}
+
+fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
+    match (outcome, why) {
+        (Outcome::Unknown, _) => (Code::OutcomeUnknown, Applied::Unknown),
+        (Outcome::NotProposed, why) => {
+            let code = match why {
+                Why::NoLeader => Code::NoLeader,
+                Why::Timeout => Code::Timeout,
+                Why::Overloaded => Code::Throttled,
+                Why::ShuttingDown => Code::ShuttingDown,
+                Why::NotReady => Code::NotReady,
+                Why::TooStale => Code::TooStale,
+                Why::RevisionNotReached => Code::RevisionNotReached,
+            };
+            (code, Applied::No)
+        }
+    }
+}
+
+fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
+    match rejection {
+        Rejection::Compacted { requested: _, compacted, current: _ } => {
+            members.int("compacted_revision", *compacted);
+            Code::Compacted
+        }
+        Rejection::FutureRevision { .. } => Code::RevisionInFuture,
+        Rejection::EmptyKey => Code::EmptyKey,
+        Rejection::KeyTooLong { bytes: _, limit } => {
+            members.count("limit_bytes", *limit);
+            Code::KeyTooLong
+        }
+        Rejection::TooLarge { bytes: _, limit } => {
+            members.count("limit_bytes", *limit);
+            Code::TooLarge
+        }
+        Rejection::KeyNotFound { key } => {
+            members.key(key);
+            Code::KeyNotFound
+        }
+        Rejection::DuplicateKey(key) => {
+            members.key(key);
+            Code::DuplicateKey
+        }
+        Rejection::TooManyOps { what: _, count: _, limit: _ } => Code::InvalidBody,
+        Rejection::LeaseNotFound(_) => Code::LeaseNotFound,
+        Rejection::LeaseExists(_) => Code::LeaseExists,
+        Rejection::NotACounter { key } => {
+            members.key(key);
+            Code::NotACounter
+        }
+        Rejection::Overflow { key } => {
+            members.key(key);
+            Code::Overflow
+        }
+        Rejection::OutOfRange { key, current, min, max, operation } => {
+            members.key(key);
+            members.int("current", *current);
+            if let Some(min) = min {
+                members.int("min", *min);
+            }
+            if let Some(max) = max {
+                members.int("max", *max);
+            }
+            members.int("operation", i64::from(*operation));
+            Code::OutOfRange
+        }
+        Rejection::NotJson { key } => {
+            members.key(key);
+            Code::NotJson
+        }
+        Rejection::QuotaExceeded { quota_bytes } => {
+            members.count("quota_bytes", *quota_bytes);
+            Code::StorageFull
+        }
+        Rejection::DiskFull => Code::StorageFull,
+        Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+        Rejection::IdempotencyTableFull => Code::Throttled,
+        Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::Invalid { field, problem: _ } => {
+            members.text("parameter", field);
+            Code::InvalidParameter
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// The contract: changing a line here is changing what clients switch on.
+    const GOLDEN: &str = "\
+400 invalid-parameter
+400 invalid-body
+400 empty-key
+400 range-required
+400 bad-cursor
+400 revision-in-future
+400 duplicate-key
+403 forbidden
+403 cross-site
+404 key-not-found
+404 lease-not-found
+404 no-such-route
+405 method-not-allowed
+406 not-acceptable
+408 request-timeout retryable
+413 too-large
+414 key-too-long
+415 unsupported-media-type
+409 out-of-range
+409 not-a-counter
+409 overflow
+409 not-json
+409 lease-exists
+409 key-exists
+410 compacted
+412 precondition-failed
+412 txn-not-succeeded
+422 idempotency-key-reused
+429 throttled retryable
+500 internal
+503 no-leader retryable
+503 too-stale retryable
+503 not-ready retryable
+503 shutting-down retryable
+504 outcome-unknown
+504 timeout retryable
+504 revision-not-reached retryable
+507 storage-full
+";
+
+    #[test]
+    fn the_table_is_the_contract() {
+        let mut table = String::new();
+        for code in Code::ALL {
+            let facts = code.facts();
+            let retryable = if facts.retryable { " retryable" } else { "" };
+            table += &format!("{} {}{retryable}\n", facts.status, facts.slug);
+        }
+        assert_eq!(table, GOLDEN);
+    }
+
+    #[test]
+    fn slugs_are_unique() {
+        let slugs: BTreeSet<_> = Code::ALL.iter().map(|code| code.facts().slug).collect();
+        assert_eq!(slugs.len(), Code::ALL.len());
+    }
+
+    #[test]
+    fn only_an_unknown_outcome_or_a_fault_leaves_it_open_whether_a_write_happened() {
+        use Why::*;
+        for why in [NoLeader, Timeout, Overloaded, ShuttingDown, NotReady, TooStale, RevisionNotReached] {
+            let unknown = verdict(&Failure::Unavailable { why, outcome: Outcome::Unknown });
+            assert_eq!((unknown.code, unknown.applied), (Code::OutcomeUnknown, Applied::Unknown));
+            let refused = verdict(&Failure::not_proposed(why));
+            assert_eq!(refused.applied, Applied::No);
+            assert!(refused.code.facts().retryable, "{why}");
+        }
+        assert_eq!(verdict(&Failure::Fault("x".into())).applied, Applied::Unknown);
+        assert_eq!(verdict(&Rejection::DiskFull.into()).applied, Applied::No);
+    }
+}

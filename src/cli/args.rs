@@ -1,0 +1,595 @@
+//! What can be typed. Definitions only: what they mean is in `commands`.
+
+use super::output::{Colour, Mode};
+use super::server_flags::ServerFlags;
+use crate::node::config::parse;
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, Parser)]
+#[command(name = "tenure", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Commands that speak to nobody: the client's options would only clutter their help.
+const OFFLINE: [&str; 5] = ["serve", "completion", "man", "version", "openapi"];
+
+impl Cli {
+    /// The definition with the options of the client hidden where they mean nothing.
+    pub(super) fn definition() -> clap::Command {
+        let mut definition = Self::command();
+        // Global options reach the commands only when the definition is built.
+        definition.build();
+        OFFLINE.into_iter().fold(definition, |definition, name| {
+            definition.mut_subcommand(name, |command| {
+                command
+                    .mut_args(|arg| if arg.get_help_heading() == Some(CLIENT_OPTIONS) { arg.hide(true) } else { arg })
+            })
+        })
+    }
+}
+
+const CLIENT_OPTIONS: &str = "Client options";
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 condition failed, 5 held or out of range,
+  6 denied, 7 unavailable (nothing happened), 8 outcome unknown, 9 compacted, 10 unhealthy";
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = CLIENT_OPTIONS)]
+pub(super) struct Global {
+    /// Members to talk to, in this order, separated by commas [default: 127.0.0.1:2379]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL,…",
+        env = "TENURE_ENDPOINTS",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(super) endpoints: Option<Vec<String>>,
+    /// How long a member may take to answer [default: 5s]
+    #[arg(long, global = true, value_name = "DURATION", env = "TENURE_TIMEOUT", hide_env_values = true, value_parser = parse::duration)]
+    pub(super) timeout: Option<Duration>,
+    /// Which `[contexts.NAME]` of ~/.config/tenure/config.toml to use
+    #[arg(long, global = true, value_name = "NAME", env = "TENURE_CONTEXT", hide_env_values = true)]
+    pub(super) context: Option<String>,
+    /// How to write results [default: human]
+    #[arg(short, long, global = true, value_name = "MODE", env = "TENURE_OUTPUT", hide_env_values = true)]
+    pub(super) output: Option<Mode>,
+    /// When to use colours; NO_COLOR is honoured
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        env = "TENURE_COLOR",
+        hide_env_values = true
+    )]
+    pub(super) color: Colour,
+    /// Print the equivalent curl line instead of running the command
+    #[arg(long, global = true)]
+    pub(super) curl: bool,
+    /// Also tell the request id and the endpoints tried
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a member
+    Serve(ServerFlags),
+    /// Print a key's value, or everything under a prefix
+    Get(Get),
+    /// Store a value
+    Put(Put),
+    /// Delete a key, or everything under a prefix
+    Del(Del),
+    /// List keys, one level at a time
+    Ls(Ls),
+    /// Show the former versions of a key
+    History(History),
+    /// Change a value in $EDITOR; saved only if nobody else changed it meanwhile
+    Edit(Edit),
+    /// Compare and write several keys atomically
+    Txn(Txn),
+    /// Add to a counter and print its new value
+    Incr(Incr),
+    /// Show the state of each endpoint
+    Status(Status),
+    /// Check that each endpoint can serve: exit code 0, or 10
+    Health,
+    /// Forget old history
+    Compact(Compact),
+    /// Show each endpoint's hash of its data
+    Hash(Hash),
+    /// Back up and restore
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Write entries as NDJSON, all read at one revision
+    Export(Export),
+    /// Store entries from NDJSON
+    Import(Import),
+    /// Measure a running member
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Check or show the server's settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a shell's completion script
+    Completion(Completion),
+    /// Write the manual pages into a directory
+    Man(Man),
+    /// Print the version
+    Version,
+    /// Print the REST API's OpenAPI document
+    Openapi,
+}
+
+/// Bytes exactly as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verbatim(pub(super) Vec<u8>);
+
+fn verbatim() -> ValueParser {
+    OsStringValueParser::new().map(|text| Verbatim(text.into_encoded_bytes())).into()
+}
+
+/// A key, or with `--prefix` everything that begins with it. `--prefix P` and `P --prefix` are the same.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY", required_unless_present = "prefix")]
+    pub(super) key: Option<Verbatim>,
+    /// Everything that begins with this
+    #[arg(long, value_parser = verbatim(), value_name = "PREFIX", num_args = 0..=1)]
+    pub(super) prefix: Option<Option<Verbatim>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReadFrom {
+    /// Read the state as it was at this revision
+    #[arg(long, value_name = "REVISION")]
+    pub(super) rev: Option<i64>,
+    /// Take any member's state, even if it lags
+    #[arg(long)]
+    pub(super) stale: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Get {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(flatten)]
+    pub(super) read: ReadFrom,
+    /// Also show revisions, version and content type
+    #[arg(long, conflicts_with = "prefix")]
+    pub(super) meta: bool,
+    /// Wait this long for the key to appear
+    #[arg(short, long, value_name = "DURATION", value_parser = parse::duration, conflicts_with_all = ["prefix", "rev"])]
+    pub(super) wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Retry {
+    /// Makes it safe to repeat the command: the same key is applied once
+    #[arg(long, value_name = "KEY")]
+    pub(super) idempotency_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Put {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// The value; `-` (or nothing) reads standard input, `@FILE` reads a file
+    #[arg(value_parser = verbatim(), value_name = "VALUE|-|@FILE", allow_negative_numbers = true)]
+    pub(super) value: Option<Verbatim>,
+    /// Only if the key's revision is this; 0: only if there is no such key
+    #[arg(long, value_name = "REVISION")]
+    pub(super) cas: Option<u64>,
+    /// Only if there is no such key
+    #[arg(long, conflicts_with = "cas")]
+    pub(super) create: bool,
+    /// Stored with the value and given back with it
+    #[arg(long, value_name = "TYPE")]
+    pub(super) content_type: Option<String>,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Del {
+    #[command(flatten)]
+    pub(super) target: OptionalTarget,
+    /// Every key
+    #[arg(long, conflicts_with_all = ["key", "prefix"])]
+    pub(super) all: bool,
+    /// Only if the key's revision is this
+    #[arg(long, value_name = "REVISION", conflicts_with_all = ["prefix", "all"])]
+    pub(super) cas: Option<u64>,
+    /// Only say how many keys would go
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Do not ask before deleting many keys
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+/// As `Target`, where something else may stand in for it.
+#[derive(Debug, Args)]
+pub(super) struct OptionalTarget {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY", required_unless_present_any = ["prefix", "all"])]
+    pub(super) key: Option<Verbatim>,
+    /// Everything that begins with this
+    #[arg(long, value_parser = verbatim(), value_name = "PREFIX", num_args = 0..=1)]
+    pub(super) prefix: Option<Option<Verbatim>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// List what begins with this
+    #[arg(value_parser = verbatim(), value_name = "PREFIX")]
+    pub(super) prefix: Option<Verbatim>,
+    /// All levels at once
+    #[arg(short, long)]
+    pub(super) recursive: bool,
+    /// Leave values out of JSON
+    #[arg(long)]
+    pub(super) keys: bool,
+    /// Only count
+    #[arg(long, conflicts_with_all = ["long", "keys", "recursive"])]
+    pub(super) count: bool,
+    /// With revision, version, size and content type
+    #[arg(short, long)]
+    pub(super) long: bool,
+    #[command(flatten)]
+    pub(super) read: ReadFrom,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct History {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// Show what each version changed
+    #[arg(long)]
+    pub(super) diff: bool,
+    /// How many versions, newest first
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 100)]
+    pub(super) limit: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Edit {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Txn {
+    /// The transaction as JSON: `{"if":[…],"then":[…],"else":[…]}`; `-` is standard input
+    #[arg(short, long, value_name = "FILE|-", default_value = "-")]
+    pub(super) file: PathBuf,
+    /// Ask for compares and operations line by line, as etcdctl does
+    #[arg(short, long, conflicts_with = "file")]
+    pub(super) interactive: bool,
+    /// Fail with exit code 4 if the compares do not hold
+    #[arg(long)]
+    pub(super) strict: bool,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Incr {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// What to add; may be negative
+    #[arg(value_name = "BY", default_value_t = 1, allow_negative_numbers = true)]
+    pub(super) by: i64,
+    /// Never let it fall below this
+    #[arg(long, allow_negative_numbers = true)]
+    pub(super) min: Option<i64>,
+    /// Never let it rise above this
+    #[arg(long, allow_negative_numbers = true)]
+    pub(super) max: Option<i64>,
+    /// What a missing counter starts from
+    #[arg(long, allow_negative_numbers = true)]
+    pub(super) initial: Option<i64>,
+    /// Stop at the bound instead of failing
+    #[arg(long)]
+    pub(super) clamp: bool,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Show it again and again
+    #[arg(short, long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = parse::duration)]
+    pub(super) watch: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Compact {
+    /// Forget what was superseded at or before this revision
+    #[arg(value_name = "REVISION")]
+    pub(super) revision: Option<i64>,
+    /// Keep this many of the newest revisions
+    #[arg(long, value_name = "COUNT")]
+    pub(super) keep_revisions: Option<u64>,
+    /// Keep what is younger than this
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) keep: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Hash {
+    /// Hash the state as it was at this revision
+    #[arg(long, value_name = "REVISION")]
+    pub(super) rev: Option<i64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SnapshotCommand {
+    /// Download a backup and verify it
+    Save(SnapshotSave),
+    /// Write a fresh data directory from a backup, without a server
+    Restore(SnapshotRestore),
+    /// Check a backup file and say what it holds
+    Inspect(SnapshotInspect),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SnapshotSave {
+    /// Written only when complete and verified
+    pub(super) file: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SnapshotRestore {
+    pub(super) file: PathBuf,
+    /// Must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: PathBuf,
+    /// Name of the member that will serve it
+    #[arg(long, default_value = "n1")]
+    pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SnapshotInspect {
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// Only what begins with this
+    #[arg(value_parser = verbatim(), value_name = "PREFIX")]
+    pub(super) prefix: Option<Verbatim>,
+    /// Write here instead of standard output; appears only when complete
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) read: ReadFrom,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// NDJSON as `export` writes it; `-` is standard input
+    #[arg(value_name = "FILE|-", default_value = "-")]
+    pub(super) file: PathBuf,
+    /// What to do with a key that exists
+    #[arg(long, value_name = "WHAT", default_value = "overwrite")]
+    pub(super) on_conflict: OnConflict,
+    /// Put before every key
+    #[arg(long, value_parser = verbatim(), value_name = "PREFIX")]
+    pub(super) prefix: Option<Verbatim>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnConflict {
+    Overwrite,
+    Skip,
+    Fail,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check a configuration file without starting anything
+    Check(ConfigCheck),
+    /// Show every setting, its value and where it comes from
+    Show(Box<ConfigShow>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigCheck {
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigShow {
+    /// Ask the running member instead of reading flags, environment and file here
+    #[arg(long)]
+    pub(super) running: bool,
+    #[command(flatten)]
+    pub(super) flags: ServerFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completion {
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Man {
+    pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Write
+    Put(BenchPut),
+    /// Read single keys
+    Get(BenchGet),
+    /// Read and write
+    Mixed(BenchMixed),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchPut {
+    /// Write this many keys in each request, as one transaction
+    #[arg(long, alias = "pipeline", value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=128))]
+    pub(super) txn: Option<u64>,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchGet {
+    /// Read any member's state, even if it lags
+    #[arg(long)]
+    pub(super) stale: bool,
+    /// The keys are there already: do not write them first
+    #[arg(long)]
+    pub(super) no_fill: bool,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchMixed {
+    /// Reads among 100 operations
+    #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub(super) reads: u64,
+    /// Read any member's state, even if it lags
+    #[arg(long)]
+    pub(super) stale: bool,
+    /// The keys are there already: do not write them first
+    #[arg(long)]
+    pub(super) no_fill: bool,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct BenchLoad {
+    /// Connections, each with one request at a time
+    #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: u64,
+    /// How long to measure
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(super) duration: Duration,
+    /// Stop after this many operations instead
+    #[arg(short = 'n', long, conflicts_with = "duration")]
+    pub(super) count: Option<u64>,
+    /// Load before measuring [default: 1s, none with --count]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) warm_up: Option<Duration>,
+    /// Bytes of a key
+    #[arg(long, value_name = "BYTES", default_value_t = 32, value_parser = clap::value_parser!(u64).range(8..=4096))]
+    pub(super) key_size: u64,
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u64).range(0..=1_048_576))]
+    pub(super) value_size: u64,
+    /// Distinct keys
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) key_space: u64,
+    /// In which order keys are used
+    #[arg(long, value_name = "ORDER", default_value = "random")]
+    pub(super) keys: KeyOrder,
+    /// Operations a second over all connections, instead of as many as possible
+    #[arg(long, value_name = "OPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) rate: Option<u64>,
+    /// What the keys begin with
+    #[arg(long, value_name = "PREFIX", default_value = "b/")]
+    pub(super) key_prefix: String,
+    /// Threads of the load generator
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(super) threads: u64,
+    /// Makes the order of random keys repeatable
+    #[arg(long)]
+    pub(super) seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum KeyOrder {
+    Sequential,
+    Random,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["tenure"], args].concat())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_servers_help_shows_only_what_it_uses() {
+        let help =
+            |name| Cli::definition().find_subcommand_mut(name).map(|command| command.render_long_help().to_string());
+        assert!(!help("serve").unwrap().contains("--endpoints"));
+        assert!(help("serve").unwrap().contains("--data-dir"));
+        assert!(help("get").unwrap().contains("--endpoints"));
+    }
+
+    #[test]
+    fn global_options_stand_on_either_side() {
+        for args in [["-o", "json", "get", "k"], ["get", "k", "-o", "json"]] {
+            assert_eq!(parsed(&args).unwrap().global.output, Some(Mode::Json));
+        }
+        let endpoints = parsed(&["get", "k", "--endpoints", "a:1,b:2"]).unwrap().global.endpoints;
+        assert_eq!(endpoints, Some(vec!["a:1".to_owned(), "b:2".to_owned()]));
+    }
+
+    #[test]
+    fn wrong_combinations_are_usage_errors() {
+        for args in [
+            &["get"][..],
+            &["get", "k", "--wait", "soon"],
+            &["get", "--prefix", "p", "--meta"],
+            &["put"],
+            &["put", "k", "v", "--cas", "3", "--create"],
+            &["del"],
+            &["del", "k", "--all"],
+            &["incr", "k", "one"],
+            &["compact"],
+            &["compact", "3", "--keep", "1h"],
+            &["txn", "-i", "-f", "x"],
+            &["completion", "cmd.exe"],
+            &["bench", "put", "--txn", "129"],
+            &["get", "k", "-o", "xml"],
+            &["serve", "--quota", "1"],
+        ] {
+            assert_eq!(parsed(args).map(drop).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn negative_numbers_are_values() {
+        assert!(matches!(parsed(&["incr", "k", "-5"]).unwrap().command, Command::Incr(Incr { by: -5, .. })));
+        let Command::Put(put) = parsed(&["put", "k", "-1"]).unwrap().command else { unreachable!() };
+        assert_eq!(put.value, Some(Verbatim(b"-1".to_vec())));
+    }
+}

@@ -1,0 +1,88 @@
+//! `bench`: a closed loop of connections against running members, with the server's own cost.
+//!
+//! The load generator shares the machine with the server more often than not, so it must cost little:
+//! one task per connection with one request at a time, on one thread unless told otherwise, its own
+//! HTTP/1.1 exchange, and no allocation per request. It reports its own processor time too.
+
+mod cost;
+mod keys;
+mod load;
+mod report;
+mod wire;
+
+use super::args::{BenchCommand, BenchLoad};
+use super::exit::CliError;
+use super::output::Mode;
+use super::session::Session;
+use crate::env::{Entropy as _, SystemEntropy};
+use load::{Mix, Phase, Plan, Until};
+use report::Report;
+use std::time::Duration;
+
+const WARM_UP_DEFAULT: Duration = Duration::from_secs(1);
+/// Keys in one request while the key space is filled.
+const FILL_TXN_KEYS: u64 = 128;
+
+pub(super) fn run(command: &BenchCommand, mut session: Session) -> Result<(), CliError> {
+    session.no_curl("bench")?;
+    session.mode.among(&[Mode::Human, Mode::Json, Mode::Ndjson])?;
+    let threads = usize::try_from(options(command).threads).unwrap_or(1);
+    let runtime = match threads {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
+    };
+    let runtime = runtime.map_err(|error| CliError::io("async runtime", &error))?;
+    let outcome = runtime.block_on(Box::pin(measure(command, &mut session)));
+    session.close(outcome)
+}
+
+fn options(command: &BenchCommand) -> &BenchLoad {
+    match command {
+        BenchCommand::Put(put) => &put.load,
+        BenchCommand::Get(get) => &get.load,
+        BenchCommand::Mixed(mixed) => &mixed.load,
+    }
+}
+
+fn mix(command: &BenchCommand) -> Mix {
+    match command {
+        BenchCommand::Put(put) => match put.txn {
+            Some(keys) => Mix::Txn { keys },
+            None => Mix::Put,
+        },
+        BenchCommand::Get(get) => Mix::Reads { percent: 100, stale: get.stale },
+        BenchCommand::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.stale },
+    }
+}
+
+async fn measure(command: &BenchCommand, session: &mut Session) -> Result<(), CliError> {
+    let load = options(command);
+    let mix = mix(command);
+    let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
+    let needs_keys = match command {
+        BenchCommand::Put(_) => false,
+        BenchCommand::Get(get) => !get.no_fill,
+        BenchCommand::Mixed(mixed) => !mixed.no_fill,
+    };
+    if needs_keys {
+        plan.run(&Phase::fill(load.key_space, FILL_TXN_KEYS), "filling")
+            .await?
+            .expect_clean("filling the key space")?;
+    }
+    let warm_up = load.warm_up.unwrap_or(if load.count.is_some() { Duration::ZERO } else { WARM_UP_DEFAULT });
+    if !warm_up.is_zero() {
+        plan.run(&Phase { mix, until: Until::Elapsed(warm_up), rate: load.rate, order: load.keys }, "warming up")
+            .await?;
+    }
+    let until = load.count.map_or(Until::Elapsed(load.duration), Until::Count);
+    let before = cost::sample(&session.client).await;
+    let tally = plan.run(&Phase { mix, until, rate: load.rate, order: load.keys }, "measuring").await?;
+    let after = cost::sample(&session.client).await;
+    let report = Report::new(command, &tally, &before, &after);
+    match session.mode {
+        Mode::Human => report.table(&mut session.out)?,
+        _ => session.out.json(&report)?,
+    }
+    // Numbers of a run that mostly failed are no numbers.
+    tally.expect_some()
+}

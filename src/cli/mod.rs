@@ -1,0 +1,101 @@
+//! The command line (rank 7): `tenure serve` and the client commands.
+//!
+//! Invariants: data goes to stdout, everything else to stderr; every outcome has the exit code that
+//! `exit` lists; what takes a key takes its bytes verbatim; a client command is a `client::Request`
+//! that is either sent or printed as a `curl` line. It must not know the machine, storage or Raft.
+//! Together with the server's keys the only home of clap.
+
+mod args;
+mod bench;
+mod commands;
+mod context;
+mod exit;
+mod output;
+mod progress;
+mod render;
+mod server_flags;
+mod session;
+
+use args::{Cli, Command, ConfigCommand, SnapshotCommand};
+use clap::FromArgMatches as _;
+use exit::CliError;
+use output::Out;
+use session::Session;
+use std::process::ExitCode;
+
+/// Parses the process's arguments, runs the command and answers its exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let parsed = Cli::definition().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A terminal that is gone cannot be told so.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    let reporter = exit::Reporter::new(&cli.global);
+    match dispatch(cli) {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(error) => reporter.report(&error),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), CliError> {
+    let Cli { global, command } = cli;
+    let mode = global.output.unwrap_or_default();
+    match command {
+        Command::Serve(flags) => commands::serve::run(flags),
+        Command::Config(ConfigCommand::Check(check)) => commands::config::check(&check, &mut Out::new(&global)),
+        Command::Config(ConfigCommand::Show(show)) if !show.running => {
+            commands::config::show(show.flags, mode, &mut Out::new(&global))
+        }
+        Command::Completion(completion) => commands::about::completion(&completion, &mut Out::new(&global)),
+        Command::Man(man) => commands::about::man(&man),
+        Command::Version => commands::about::version(mode, &mut Out::new(&global)),
+        Command::Openapi => commands::about::openapi(&mut Out::new(&global)),
+        Command::Snapshot(SnapshotCommand::Inspect(inspect)) => {
+            commands::backup::inspect(&inspect, mode, &mut Out::new(&global))
+        }
+        Command::Snapshot(SnapshotCommand::Restore(restore)) => {
+            commands::backup::restore(&restore, mode, &mut Out::new(&global))
+        }
+        Command::Bench(bench) => bench::run(&bench, Session::open(&global)?),
+        online => {
+            let session = Session::open(&global)?;
+            session::block_on(talk(online, session))
+        }
+    }
+}
+
+/// The commands that speak to a member.
+async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
+    let outcome = match command {
+        Command::Get(get) => commands::read::get(&mut session, &get).await,
+        Command::Ls(ls) => commands::read::ls(&mut session, &ls).await,
+        Command::Put(put) => commands::write::put(&mut session, &put).await,
+        Command::Del(del) => commands::write::del(&mut session, &del).await,
+        Command::Incr(incr) => commands::write::incr(&mut session, &incr).await,
+        Command::History(history) => commands::history::history(&mut session, &history).await,
+        Command::Edit(edit) => Box::pin(commands::edit::edit(&mut session, &edit)).await,
+        Command::Txn(txn) => commands::txn::txn(&mut session, &txn).await,
+        Command::Status(status) => commands::status::status(&mut session, &status).await,
+        Command::Health => commands::status::health(&mut session).await,
+        Command::Compact(compact) => commands::status::compact(&mut session, &compact).await,
+        Command::Hash(hash) => commands::status::hash(&mut session, &hash).await,
+        Command::Export(export) => commands::transfer::export(&mut session, &export).await,
+        Command::Import(import) => commands::transfer::import(&mut session, &import).await,
+        Command::Snapshot(SnapshotCommand::Save(save)) => commands::backup::save(&mut session, &save).await,
+        Command::Config(ConfigCommand::Show(_)) => commands::config::show_running(&mut session).await,
+        Command::Serve(_)
+        | Command::Config(ConfigCommand::Check(_))
+        | Command::Completion(_)
+        | Command::Man(_)
+        | Command::Version
+        | Command::Openapi
+        | Command::Snapshot(SnapshotCommand::Inspect(_) | SnapshotCommand::Restore(_))
+        | Command::Bench(_) => Ok(()),
+    };
+    session.close(outcome)
+}

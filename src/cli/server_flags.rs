@@ -1,0 +1,103 @@
+//! The server's flags, made from the one list of its settings.
+
+use crate::node::config::{Config, ConfigError, KEYS, Layers, env_name};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const CONFIG: &str = "config";
+/// Named like a setting, but it says where settings are.
+const CONFIG_VARIABLE: &str = "TENURE_CONFIG";
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct ServerFlags {
+    file: Option<PathBuf>,
+    values: BTreeMap<String, String>,
+}
+
+impl ServerFlags {
+    /// Flags over this process's environment over the file over the defaults.
+    pub(super) fn layered(self) -> Result<Config, ConfigError> {
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Config::layer(Layers::gather(self.values, env, self.file.as_deref())?)
+    }
+
+    /// Only this file over the defaults.
+    pub(super) fn only_file(file: &std::path::Path) -> Result<Config, ConfigError> {
+        Config::layer(Layers::gather(BTreeMap::new(), BTreeMap::new(), Some(file))?)
+    }
+}
+
+impl FromArgMatches for ServerFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
+        for key in KEYS {
+            if let Some(value) = matches.get_one::<String>(key.name) {
+                self.values.insert(key.name.to_owned(), value.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl clap::Args for ServerFlags {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(CONFIG)
+            .long(CONFIG)
+            .value_name("FILE")
+            .env(CONFIG_VARIABLE)
+            .hide_env_values(true)
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("TOML file with settings [default: /etc/tenure/tenure.toml if there is one]");
+        KEYS.iter().fold(command.arg(file), |command, key| {
+            let default = if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
+            let arg = Arg::new(key.name).long(key.name).value_name(key.value_name).help(format!(
+                "{}{default} [env: {}]",
+                key.help,
+                env_name(key.name)
+            ));
+            command.arg(match key.value_name {
+                "true|false" => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+                _ => arg,
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args as _;
+
+    fn flags(args: &[&str]) -> ServerFlags {
+        let matches = ServerFlags::augment_args(Command::new("t")).try_get_matches_from([&["t"], args].concat());
+        ServerFlags::from_arg_matches(&matches.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_setting_is_a_flag() {
+        for key in KEYS {
+            let typed = flags(&[&format!("--{}=x", key.name)]);
+            assert_eq!(typed.values.get(key.name).map(String::as_str), Some("x"));
+            assert_eq!(typed.values.len(), 1, "what was not typed must not look typed");
+        }
+    }
+
+    #[test]
+    fn a_switch_needs_no_value() {
+        assert_eq!(flags(&["--etcd-metrics"]).values["etcd-metrics"], "true");
+        assert_eq!(flags(&["--etcd-metrics=false"]).values["etcd-metrics"], "false");
+    }
+}

@@ -1,0 +1,53 @@
+//! A restored state as the beginning of another history.
+//!
+//! Invariants: the revision rises past everything the former history can have reached, and all below
+//! counts as compacted, so that whoever remembers one of its revisions is refused instead of waiting
+//! in it; leases go with their keys, and idempotency records go, since nobody may own by a backup;
+//! every other key keeps its value, revisions and version.
+
+use super::writer::Machine;
+use crate::model::{Batch, Caller, Command, DeleteReason, Fault, LogPosition, Proposal, Revision, limits};
+use bytes::Bytes;
+
+/// From here on JSON readers would lose digits.
+const REVISION_END: Revision = 1 << 53;
+
+impl Machine {
+    /// Ends what must not outlive its history, then stands at `at` in a log of `membership`, with a
+    /// revision raised by `bump`, which it answers. Before anything was applied to this machine.
+    ///
+    /// # Errors
+    /// A fault of the block store, or if the revision would not fit.
+    pub fn renew(&mut self, bump: Revision, at: LogPosition, membership: Bytes) -> Result<Revision, Fault> {
+        self.end_leases()?;
+        let root = &mut self.root;
+        while root.idempotency.len() > 0 {
+            root.idempotency.expire(u64::MAX, &mut root.sum);
+        }
+        let revision = root.numbers.revision.checked_add(bump).filter(|revision| *revision < REVISION_END);
+        let revision = revision.ok_or_else(|| Fault::Invariant("the revision cannot be raised any further".into()))?;
+        root.numbers.revision = revision;
+        root.numbers.compacted = revision;
+        root.timeline.release(revision, revision);
+        root.applied = Some(at);
+        root.membership = Some((Some(at), membership));
+        self.publish();
+        Ok(revision)
+    }
+
+    fn end_leases(&mut self) -> Result<(), Fault> {
+        let ids: Vec<_> = self.root.leases.keys().copied().collect();
+        for ids in ids.chunks(limits::BATCH_PROPOSALS_MAX) {
+            let revoke = |id: &i64| Proposal {
+                caller: Caller::System,
+                idempotency: None,
+                command: Command::LeaseRevoke { id: *id, reason: DeleteReason::LeaseRevoked },
+            };
+            let proposals = ids.iter().map(revoke).collect();
+            let next = self.root.applied.map_or(1, |applied| applied.index + 1);
+            let at = LogPosition { index: next, ..self.root.applied.unwrap_or_default() };
+            self.apply(at, &Batch { proposed_at_ms: 0, wall_ms: 0, proposals })?;
+        }
+        Ok(())
+    }
+}

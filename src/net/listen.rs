@@ -1,0 +1,223 @@
+//! The accept loop and the life of each connection's task.
+
+use super::connection::{Activity, Counted, Patience, Quiet, Socket};
+use crate::env::TaskSet;
+use hyper::body::{Body, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// A tick of the idle watch; see `connection`.
+const TICK: Duration = Duration::from_secs(30);
+/// Streams of one HTTP/2 connection, and resets of streams not yet accepted, before it is cut off.
+const H2_STREAMS_MAX: u32 = 256;
+const H2_RESETS_MAX: usize = 20;
+const H2_STREAM_WINDOW: u32 = 256 << 10;
+const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// What a listener allows its peers.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub connections_max: usize,
+    pub head_bytes_max: usize,
+    pub headers_max: usize,
+    /// From the first byte of a request's head to its last.
+    pub head_timeout: Duration,
+    /// Without a request.
+    pub idle_timeout: Duration,
+    /// Without the peer taking a byte of its answer.
+    pub stall_timeout: Duration,
+}
+
+/// A bound address, not yet accepting.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpListener::bind(address).await?;
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
+    /// With the port that was chosen, if 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts until `stop` is cancelled, then lets open requests end for at most `drain`, then cuts
+    /// what is left. Returns when every connection is closed.
+    pub async fn serve<H, F, B>(
+        self,
+        handler: H,
+        limits: Limits,
+        tasks: TaskSet,
+        stop: CancellationToken,
+        drain: Duration,
+    ) where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = hyper::body::Bytes> + Unpin + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let slots = Arc::new(Semaphore::new(limits.connections_max));
+        let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
+        let shared =
+            Arc::new(Shared { builder: builder(&limits), limits, stop: stop.clone(), cut: CancellationToken::new() });
+        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
+            match accepted {
+                // Over the cap the connection is dropped at once: a refusal the client sees beats a
+                // place in a queue that it does not.
+                Ok((stream, _)) => {
+                    if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                        tasks.spawn("connection", connection(stream, slot, handler.clone(), Arc::clone(&shared)));
+                    } else {
+                        tracing::debug!("connection refused: as many as allowed are open");
+                    }
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: accepting at once again would spin.
+                    tracing::warn!(%error, "accept failed");
+                    let pause = sleep(Duration::from_millis(50));
+                    stop.run_until_cancelled(pause).await;
+                }
+            }
+        }
+        drop(self.socket);
+        let closed = slots.acquire_many(all);
+        if tokio::time::timeout(drain, closed).await.is_err() {
+            tracing::warn!("cutting connections whose requests did not end in time");
+            shared.cut.cancel();
+            // The tasks end at their next poll; an error is impossible, as nobody closes the semaphore.
+            drop(slots.acquire_many(all).await);
+        }
+    }
+}
+
+struct Shared {
+    builder: Builder<TokioExecutor>,
+    limits: Limits,
+    stop: CancellationToken,
+    cut: CancellationToken,
+}
+
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(limits.headers_max)
+        .max_buf_size(limits.head_bytes_max);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(H2_RESETS_MAX)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}
+
+async fn connection<H, F, B>(stream: TcpStream, _slot: OwnedSemaphorePermit, handler: H, shared: Arc<Shared>)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = hyper::body::Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "connection lost before its first request");
+        return;
+    }
+    let activity = Arc::new(Activity::default());
+    let io = TokioIo::new(Socket::new(stream, Arc::clone(&activity)));
+    let for_requests = Arc::clone(&activity);
+    let service = service_fn(move |request| {
+        let in_flight = for_requests.begin_request();
+        let answer = handler(request);
+        async move {
+            let answer = answer.await;
+            Ok::<_, Infallible>(answer.map(|inner| Counted { inner, _in_flight: in_flight }))
+        }
+    });
+    let mut serving = pin!(shared.builder.serve_connection(io, service));
+    let patience =
+        Patience { idle_ticks: ticks(shared.limits.idle_timeout), stalled_ticks: ticks(shared.limits.stall_timeout) };
+    let mut watch = Watch { quiet: Quiet::default(), patience, head: None, tick: Box::pin(sleep(TICK)) };
+    let mut stopping = pin!(shared.stop.cancelled());
+    let mut cut = pin!(shared.cut.cancelled());
+    let mut draining = false;
+    poll_fn(|cx| {
+        if !draining && stopping.as_mut().poll(cx).is_ready() {
+            draining = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        if draining && cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+            return Poll::Ready(());
+        }
+        watch.poll(cx, &activity, shared.limits.head_timeout)
+    })
+    .await;
+}
+
+fn ticks(within: Duration) -> u32 {
+    u32::try_from(within.as_secs().div_ceil(TICK.as_secs())).unwrap_or(u32::MAX).max(1)
+}
+
+/// Ends a connection that is quiet for too long.
+struct Watch {
+    quiet: Quiet,
+    patience: Patience,
+    /// Runs while a request's head has begun and not ended.
+    head: Option<Pin<Box<Sleep>>>,
+    tick: Pin<Box<Sleep>>,
+}
+
+impl Watch {
+    fn poll(&mut self, cx: &mut std::task::Context<'_>, activity: &Activity, head_timeout: Duration) -> Poll<()> {
+        if activity.head_is_open() {
+            let timer = self.head.get_or_insert_with(|| Box::pin(sleep(head_timeout)));
+            if timer.as_mut().poll(cx).is_ready() {
+                tracing::debug!("connection closed: a request's head did not arrive in time");
+                return Poll::Ready(());
+            }
+        } else if self.head.is_some() {
+            self.head = None;
+        }
+        while self.tick.as_mut().poll(cx).is_ready() {
+            if self.quiet.tick(activity, self.patience) {
+                return Poll::Ready(());
+            }
+            self.tick = Box::pin(sleep(TICK));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,10 @@
+//! Listening, accepting and draining HTTP connections (rank 0): HTTP/1.1 and h2c on one port.
+//!
+//! Invariants: the number of connections is bounded; a connection that is silent in the middle of a
+//! request's head, that stays idle, or that does not take its answer is closed; shutdown first
+//! lets requests finish, then cuts. It must not know routes, or anything else of the product.
+
+mod connection;
+mod listen;
+
+pub use listen::{Limits, Listener};

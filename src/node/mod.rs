@@ -1,0 +1,308 @@
+//! The composition root (rank 6): the checked configuration, the wiring of one member, and the order
+//! of its start and its end. Everything below is handed its `Options`; only this module knows all of
+//! them. It must not know the command line.
+//!
+//! Start: lock and identity, log, snapshots, consensus (which restores the machine), then the port is
+//! opened. End: the port closes and open requests get time, waits and streams end, leadership is handed
+//! over, the log closes.
+
+pub mod config;
+mod disk_watch;
+mod fatal;
+pub mod identity;
+pub mod restore;
+mod stores;
+
+use crate::api;
+use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
+use crate::machine;
+use crate::model::{Caller, Revision, RevisionEvents, limits};
+use crate::net::{Limits, Listener};
+use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
+use crate::service::compactor::{self, AutoCompact};
+use crate::service::{self, Context, Service};
+use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
+use crate::watch::{Hub, HubOptions};
+use config::Checked;
+use identity::{DataDir, Identity};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long the log's committed tail may take to apply before start is called a failure.
+const RECOVERY: Duration = Duration::from_secs(600);
+/// Of the shutdown's time, what open requests may take of it.
+const DRAIN_PERCENT: u32 = 60;
+
+#[derive(Debug, Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    #[error("{0}")]
+    Log(#[from] crate::storage::wal::WalError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Fault(#[from] crate::model::Fault),
+    #[error(
+        "the log is empty although this member had begun one: it is lost\nhint: restore the whole data directory, or start from a backup with `tenure snapshot restore`"
+    )]
+    LogLost,
+    #[error("what was logged before the start was not applied within {} s", RECOVERY.as_secs())]
+    NotRecovered,
+    #[error("{context}: {source}{hint}")]
+    Io { context: String, source: io::Error, hint: &'static str },
+    #[error("{0}")]
+    Setting(String),
+}
+
+fn io_error(context: String) -> impl FnOnce(io::Error) -> NodeError {
+    move |source| {
+        let in_use = source.kind() == io::ErrorKind::AddrInUse;
+        let hint = if in_use { "\nhint: another process listens there; choose --listen-client HOST:PORT" } else { "" };
+        NodeError::Io { context, source, hint }
+    }
+}
+
+/// Runs one member until it is told to stop.
+///
+/// # Errors
+/// If it cannot start. Once it serves, a storage fault ends the process instead.
+pub fn run(config: Checked) -> Result<(), NodeError> {
+    let format = match config.log_format {
+        config::LogFormat::Auto => telemetry::LogFormat::Auto,
+        config::LogFormat::Text => telemetry::LogFormat::Text,
+        config::LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    let logs =
+        telemetry::logs::install(format, &config.log_level).map_err(|error| NodeError::Setting(error.to_string()))?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("tenure")
+        .build()
+        .map_err(io_error("start the runtime".to_owned()))?;
+    let result = runtime.block_on(serve(config, logs));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// The hub as the apply path sees it.
+#[derive(Debug)]
+struct Watchers(Hub);
+
+impl Publisher for Watchers {
+    fn publish(&self, revisions: &[RevisionEvents]) {
+        self.0.publish(revisions);
+    }
+
+    fn reset(&self, revision: Revision) {
+        self.0.reset(revision);
+    }
+}
+
+async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    let address = config.listen_client;
+    // First, because it is the slip that is made most often and nothing has to be undone for it.
+    let listener = Listener::bind(address).await.map_err(io_error(format!("listen on {address}")))?;
+    let data = DataDir::open(&config.data_dir)?;
+    let identity = data.identity(&*entropy)?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
+    let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
+    let stores = stores::open(&config, &data, &clock, &metrics)?;
+    let snapshots = stores.snapshots.clone();
+    if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
+        return Err(NodeError::LogLost);
+    }
+    let parts = Parts {
+        wal: stores.wal,
+        recovered: stores.recovered,
+        snapshots: stores.snapshots,
+        new_store: stores.new_store,
+        machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
+        transport: Arc::new(NoPeers),
+        publisher: Arc::new(Watchers(hub.clone())),
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        tasks: tasks.clone(),
+        fatal: fatal::handler(),
+    };
+    let consensus = Consensus::start(raft_options(&config, &identity), parts).await?;
+    history.set(consensus.clone());
+    tasks.spawn("watch hub", hub.clone().run());
+    bootstrap(&config, &data, identity.clone(), &consensus).await?;
+    if !consensus.wait_recovered(RECOVERY).await {
+        return Err(NodeError::NotRecovered);
+    }
+    let member =
+        service::Member { cluster_id: identity.cluster_id, id: identity.node_id, name: config.name.as_str().into() };
+    let service = Service::new(
+        service::Parts {
+            consensus: consensus.clone(),
+            snapshots,
+            hub,
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+        },
+        service::Options { member, admission_bytes: config.admission_bytes },
+    );
+    background(&config, &service, &tasks).await;
+    let http = HttpMetrics::new(&mut registry, &api::operation_ids());
+    register_collectors(&config, &mut registry, &metrics, &service);
+    let options = api::Options {
+        listen: listener.address(),
+        cors_origins: config.cors_origin.clone(),
+        request_bytes_max: config.max_request_bytes,
+        config: Arc::new(shown(&config)),
+    };
+    let state =
+        api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
+    banner(&config, &listener, &service);
+    until_told(listener, state, &tasks, &config, &consensus).await
+}
+
+fn raft_options(config: &Checked, identity: &Identity) -> Options {
+    Options {
+        cluster_id: identity.cluster_id,
+        heartbeat: config.heartbeat,
+        election_min: config.election_timeout.min,
+        election_max: config.election_timeout.max,
+        snapshot_log_bytes: config.snapshot_bytes,
+        ..Options::new(identity.node_id)
+    }
+}
+
+/// A fresh member founds its cluster, once: the identity says so only when the first entry is durable.
+async fn bootstrap(
+    config: &Checked,
+    data: &DataDir,
+    identity: Identity,
+    consensus: &Consensus,
+) -> Result<(), NodeError> {
+    if identity.bootstrapped {
+        return Ok(());
+    }
+    // A crash between the first entry and the flag leaves a log behind: then only the flag is missing.
+    if consensus.state().last_log.is_none() {
+        let member = Member {
+            name: config.name.clone(),
+            peer_url: String::new(),
+            client_url: config.advertise_client.clone(),
+            incarnation: u128::from(identity.incarnation),
+        };
+        consensus.bootstrap(member).await?;
+    }
+    data.save(&Identity { bootstrapped: true, ..identity })?;
+    Ok(())
+}
+
+async fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
+    let system = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
+    if let Err(failure) = service.set_quota(&system, config.quota_bytes).await {
+        tracing::warn!(%failure, "the quota could not be set, the stored one stays");
+    }
+    let keep = match config.auto_compact {
+        config::AutoCompact::Off => AutoCompact::Off,
+        config::AutoCompact::Age(age) => AutoCompact::KeepAge(age),
+        config::AutoCompact::Revisions(keep) => AutoCompact::KeepRevisions(i64::try_from(keep).unwrap_or(i64::MAX)),
+    };
+    tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), keep));
+    let watch = disk_watch::run(service.clone(), tasks.clone(), config.data_dir.clone(), config.disk_reserve_bytes);
+    tasks.spawn_until_stop("disk watch", watch);
+}
+
+fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
+    telemetry::process::register(registry);
+    if config.etcd_metrics {
+        let service = service.clone();
+        telemetry::etcd::register(registry, metrics, move || {
+            let status = service.status();
+            telemetry::etcd::Sizes {
+                db_bytes: status.db_bytes,
+                db_bytes_in_use: status.db_bytes_in_use,
+                quota_bytes: status.quota_bytes,
+            }
+        });
+    }
+}
+
+/// The effective settings for people, each with where it came from.
+fn shown(config: &Checked) -> serde_json::Value {
+    let setting = |setting: &config::ShownSetting| serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() });
+    serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
+}
+
+/// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
+async fn until_told(
+    listener: Listener,
+    state: api::State,
+    tasks: &TaskSet,
+    config: &Checked,
+    consensus: &Consensus,
+) -> Result<(), NodeError> {
+    let signals = |kind| signal(kind).map_err(io_error("wait for signals".to_owned()));
+    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let (closing, within) = (CancellationToken::new(), config.shutdown_timeout);
+    let limits = Limits {
+        connections_max: limits::CONNECTIONS_MAX,
+        head_bytes_max: limits::HEAD_BYTES_MAX,
+        headers_max: limits::HEADERS_MAX,
+        head_timeout: Duration::from_secs(limits::HEAD_TIMEOUT_S),
+        idle_timeout: Duration::from_secs(limits::IDLE_TIMEOUT_S),
+        stall_timeout: Duration::from_secs(limits::STALL_TIMEOUT_S),
+    };
+    // Connections have a task set of their own: they are drained while the rest still runs for them.
+    let connections = TaskSet::new();
+    let drain = within * DRAIN_PERCENT / 100;
+    let handler = api::handler(Arc::new(state));
+    let mut serving = Box::pin(listener.serve(handler, limits, connections.clone(), closing.clone(), drain));
+    tokio::select! {
+        () = &mut serving => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
+    }
+    closing.cancel();
+    // Waits and streams end at once; requests that write or read get their answer.
+    tasks.stopping().cancel();
+    let ended = async {
+        serving.await;
+        consensus.shutdown().await;
+        tasks.stop(within).await
+    };
+    tokio::select! {
+        ended = tokio::time::timeout(within, ended) => match ended {
+            Ok(true) => tracing::info!("stopped"),
+            Ok(false) | Err(_) => tracing::warn!("stopped with work left after {} s: nothing acknowledged is lost", within.as_secs()),
+        },
+        _ = interrupt.recv() => tracing::warn!("interrupted again: stopped with work left"),
+    }
+    Ok(())
+}
+
+/// What a person sees first, on standard error, before any log line of normal work.
+#[expect(clippy::print_stderr, reason = "the one greeting of a server started by a person")]
+fn banner(config: &Checked, listener: &Listener, service: &Service) {
+    let (address, status) = (listener.address(), service.status());
+    let guard = if address.ip().is_loopback() { "no TLS, no auth (loopback)" } else { "NO TLS, NO AUTH" };
+    eprintln!(
+        "tenure {}  node {}  {}  revision {}   data {} (kept)   {guard}\n  REST   http://{address}/v1       API  http://{address}/openapi.yaml\n  try    curl -X PUT {address}/v1/kv/hello -d world",
+        env!("CARGO_PKG_VERSION"),
+        status.name,
+        if status.is_leader { "leader" } else { "follower" },
+        status.revision,
+        config.data_dir.display(),
+    );
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "serving beyond this host without TLS and without authentication");
+    }
+}

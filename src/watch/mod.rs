@@ -1,0 +1,39 @@
+//! The watch hub (rank 3): who wants to hear of which keys, in revision order, in bounded memory.
+//!
+//! Apply publishes each revision's events once, into a bounded ring (`ring`), and goes on: its cost
+//! does not depend on how many watch. The hub's own task (`Hub::run`) matches what was published
+//! against the live watchers (`index`: an exact-key map and an interval tree) and only *wakes* those
+//! it concerns. Each watcher then reads on from its own position: out of the ring, or, once the ring
+//! has moved past it, out of the store's history at its own pace (`watcher`). So a slow watcher holds
+//! one position and at most one chunk of events, and nobody waits for it.
+//!
+//! Invariants: a watcher gets every matching event after its start exactly once, in revision order,
+//! all events of a revision together; progress never runs ahead of what was handed out; a gap is
+//! only ever an explicit `Compacted`. It must not know protocols, HTTP, JSON or protobuf.
+
+mod hub;
+mod index;
+mod intervals;
+mod ring;
+mod watcher;
+
+pub use hub::{Hub, HubOptions};
+pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
+
+use crate::model::{Fault, Revision, RevisionEvents};
+use std::fmt::Debug;
+
+/// The store's history, as of now at each call. The hub's publisher makes a revision readable here
+/// before it publishes it.
+pub trait History: Debug + Send + Sync + 'static {
+    /// The newest revision that can be read.
+    fn revision(&self) -> Revision;
+    /// Events of revisions up to this one may be gone; those above it are whole. 0: nothing is gone.
+    fn compacted_revision(&self) -> Revision;
+    /// The events from revision `from` on, in order, whole revisions only: up to about `max_records`
+    /// events, but at least one revision if there is one. Blocks on the disk.
+    fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault>;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! One stream's reader: its position, and where it reads on from there.
+//!
+//! Invariant: everything below `next` that matches has been handed out or is in `ready`. While
+//! `behind` is false, nothing between `next` and the slot's hint matches, so the reader skips there.
+
+use super::hub::{Registration, Shared};
+use super::ring::{Taken, events_bytes};
+use crate::model::{Event, EventKind, Fault, KeyRange, Revision, RevisionEvents};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Events asked of history at first, and at most; in between it adapts to their size.
+const READ_RECORDS_FIRST: usize = 64;
+const READ_RECORDS_MAX: usize = 1024;
+
+#[derive(Debug, Clone)]
+pub struct WatchSpec {
+    /// What to follow: 1 to `limits::WATCH_TARGETS_MAX` ranges, which may overlap.
+    pub targets: Vec<KeyRange>,
+    /// Events after this revision; `None` is from now on.
+    pub after: Option<Revision>,
+    pub kinds: Kinds,
+}
+
+/// Which kinds of events are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kinds {
+    pub puts: bool,
+    pub deletes: bool,
+}
+
+impl Kinds {
+    pub const ALL: Self = Self { puts: true, deletes: true };
+}
+
+#[derive(Debug, Clone)]
+pub enum WatchItem {
+    /// All wanted events of one revision; never empty.
+    Events(RevisionEvents),
+    /// Everything wanted up to this revision has been handed out.
+    Progress(Revision),
+    /// What comes next is compacted away: the watch ends. `requested` is the first revision missing.
+    Compacted { requested: Revision, compacted: Revision, current: Revision },
+    /// The watch has ended.
+    Closed(Closed),
+}
+
+#[derive(Debug, Clone)]
+pub enum Closed {
+    /// The member is shutting down.
+    Stopping,
+    /// `Compacted` was said before.
+    Compacted,
+    /// History could not be read.
+    Fault(Fault),
+}
+
+/// A watch. Dropping it frees everything it holds.
+pub struct Watcher {
+    registration: Registration,
+    targets: Vec<KeyRange>,
+    kinds: Kinds,
+    start: Revision,
+    next: Revision,
+    behind: bool,
+    ready: VecDeque<RevisionEvents>,
+    progress_wanted: bool,
+    /// A history read under way: kept here so that a dropped `next` does not lose it.
+    reading: Option<Reading>,
+    read_records: usize,
+    in_history: bool,
+    closed: Option<Closed>,
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<HistoryRead, Fault>> + Send>>;
+
+#[derive(Debug)]
+struct HistoryRead {
+    revisions: Vec<RevisionEvents>,
+    /// History reached at least this far before the read.
+    upto: Revision,
+    /// As it stood after the read: had it reached the read's start, the read may have holes.
+    compacted: Revision,
+}
+
+enum Step {
+    /// Something was read; look again.
+    Moved,
+    Idle,
+    Read,
+}
+
+impl Watcher {
+    pub(super) fn new(registration: Registration, spec: WatchSpec, next: Revision) -> Self {
+        Self {
+            registration,
+            targets: spec.targets,
+            kinds: spec.kinds,
+            start: next.saturating_sub(1),
+            next,
+            behind: true,
+            ready: VecDeque::new(),
+            progress_wanted: false,
+            reading: None,
+            read_records: READ_RECORDS_FIRST,
+            in_history: false,
+            closed: None,
+        }
+    }
+
+    /// The revision after which this watch began.
+    #[must_use]
+    pub fn start(&self) -> Revision {
+        self.start
+    }
+
+    /// Everything wanted up to this revision has been handed out: a new watch may resume after it.
+    /// `None` while the watch waits for a start in the future.
+    #[must_use]
+    pub fn progress(&self) -> Option<Revision> {
+        let shared = &self.registration.shared;
+        // In this order: with nothing hinted after `matched` was read, nothing up to it is outstanding.
+        let matched = shared.matched();
+        let position = match (self.ready.front(), self.registration.slot.peek()) {
+            (Some(events), _) => events.revision - 1,
+            (None, _) if self.behind => self.next - 1,
+            (None, Some(hint)) => self.next.max(hint) - 1,
+            (None, None) => matched.max(self.next - 1),
+        };
+        (position <= shared.published().max(shared.history.revision())).then_some(position)
+    }
+
+    /// Makes this or the next `next` answer with `Progress` once no event is at hand. A watch that
+    /// waits for a start in the future stays silent.
+    pub fn request_progress(&mut self) {
+        self.progress_wanted = true;
+    }
+
+    /// The next item. May be dropped and called again: nothing is lost. After `Compacted` or `Closed`
+    /// it is `Closed` for ever.
+    pub async fn next(&mut self) -> WatchItem {
+        let stopping = self.registration.shared.tasks.stopping().clone();
+        loop {
+            if stopping.is_cancelled() {
+                return WatchItem::Closed(Closed::Stopping);
+            }
+            if let Some(closed) = &self.closed {
+                return WatchItem::Closed(closed.clone());
+            }
+            if let Some(events) = self.ready.pop_front() {
+                let count = u64::try_from(events.events.len()).unwrap_or(u64::MAX);
+                self.registration.shared.metrics.watch_events.inc_by(count);
+                return WatchItem::Events(events);
+            }
+            let idle = match self.step() {
+                Step::Idle => true,
+                Step::Moved => {
+                    tokio::task::yield_now().await;
+                    false
+                }
+                Step::Read => {
+                    if let Some(item) = self.read(&stopping).await {
+                        return item;
+                    }
+                    false
+                }
+            };
+            // After the step, so that asking for progress again and again cannot hold up the reading.
+            if self.progress_wanted
+                && self.ready.is_empty()
+                && let Some(revision) = self.progress()
+            {
+                self.progress_wanted = false;
+                return WatchItem::Progress(revision);
+            }
+            if idle {
+                stopping.run_until_cancelled(self.registration.slot.wake.notified()).await;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        if self.reading.is_some() {
+            return Step::Read;
+        }
+        match (self.registration.slot.take(), self.behind) {
+            (None, false) => return Step::Idle,
+            (Some(hint), false) => self.next = self.next.max(hint),
+            (_, true) => {}
+        }
+        match self.registration.shared.take(self.next) {
+            Taken::None => {
+                self.behind = false;
+                Step::Idle
+            }
+            Taken::Some { revisions, more } => {
+                self.behind = more;
+                self.in_history = false;
+                self.accept(revisions);
+                Step::Moved
+            }
+            Taken::Gone => {
+                self.behind = true;
+                if !self.in_history {
+                    self.in_history = true;
+                    self.registration.shared.metrics.watch_catchups.inc();
+                }
+                self.reading = Some(start_reading(&self.registration.shared, self.next, self.read_records));
+                Step::Read
+            }
+        }
+    }
+
+    /// Waits for the history read under way.
+    async fn read(&mut self, stopping: &tokio_util::sync::CancellationToken) -> Option<WatchItem> {
+        let reading = self.reading.as_mut()?;
+        let read = stopping.run_until_cancelled(reading).await?;
+        self.reading = None;
+        match read {
+            Ok(read) if self.next <= read.compacted => {
+                self.closed = Some(Closed::Compacted);
+                let (requested, compacted) = (self.next, read.compacted);
+                let current = self.registration.shared.history.revision();
+                return Some(WatchItem::Compacted { requested, compacted, current });
+            }
+            Ok(read) if read.upto < self.next => {
+                let problem = format!("history ends at {} but {} was published", read.upto, self.next);
+                self.closed = Some(Closed::Fault(Fault::Invariant(problem)));
+            }
+            Ok(read) if read.revisions.is_empty() => self.next = read.upto + 1,
+            Ok(read) => {
+                let bytes: usize = read.revisions.iter().map(|events| events_bytes(&events.events)).sum();
+                self.read_records = if bytes > self.registration.shared.options.queue_bytes {
+                    (self.read_records / 2).max(1)
+                } else {
+                    (self.read_records * 2).min(READ_RECORDS_MAX)
+                };
+                self.accept(read.revisions);
+            }
+            Err(fault) => self.closed = Some(Closed::Fault(fault)),
+        }
+        None
+    }
+
+    fn accept(&mut self, revisions: Vec<RevisionEvents>) {
+        for events in revisions {
+            debug_assert!(events.revision >= self.next, "read back to {} at {}", events.revision, self.next);
+            self.next = events.revision + 1;
+            if let Some(wanted) = self.wanted(events) {
+                self.ready.push_back(wanted);
+            }
+        }
+    }
+
+    fn wanted(&self, all: RevisionEvents) -> Option<RevisionEvents> {
+        let wants = |event: &Event| {
+            let kind = match event.kind {
+                EventKind::Put => self.kinds.puts,
+                EventKind::Delete(_) => self.kinds.deletes,
+            };
+            kind && self.targets.iter().any(|target| target.shows(&event.kv.key))
+        };
+        if all.events.iter().all(wants) {
+            return (!all.events.is_empty()).then_some(all);
+        }
+        let events: Arc<[Event]> = all.events.iter().filter(|event| wants(event)).cloned().collect();
+        (!events.is_empty()).then_some(RevisionEvents { revision: all.revision, events })
+    }
+}
+
+fn start_reading(shared: &Arc<Shared>, from: Revision, max_records: usize) -> Reading {
+    let shared = Arc::clone(shared);
+    Box::pin(async move {
+        let Ok(permit) = Arc::clone(&shared.catch_ups).acquire_owned().await else {
+            return Err(Fault::Invariant("the hub's permits are gone".to_owned()));
+        };
+        let history = Arc::clone(&shared.history);
+        let read = move || {
+            // Held by the read itself: a dropped watcher must not let another read start beside it.
+            let _permit = permit;
+            let upto = history.revision();
+            let revisions = history.events(from, max_records)?;
+            Ok(HistoryRead { revisions, upto, compacted: history.compacted_revision() })
+        };
+        let panicked = || Fault::Invariant("reading history panicked".to_owned());
+        shared.tasks.blocking(read).await.unwrap_or_else(|| Err(panicked()))
+    })
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watcher")
+            .field("targets", &self.targets)
+            .field("next", &self.next)
+            .field("behind", &self.behind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits for one key to change: no position, no events, only the word that there was one.
+#[derive(Debug)]
+pub struct KeyWait {
+    registration: Registration,
+}
+
+impl KeyWait {
+    pub(super) fn new(registration: Registration) -> Self {
+        Self { registration }
+    }
+
+    /// Returns true once the key may have changed since the registration or the last call (look again:
+    /// it may be what the caller has seen already), and false when the member is shutting down.
+    pub async fn changed(&mut self) -> bool {
+        let stopping = self.registration.shared.tasks.stopping().clone();
+        loop {
+            if stopping.is_cancelled() {
+                return false;
+            }
+            if self.registration.slot.take().is_some() {
+                return true;
+            }
+            stopping.run_until_cancelled(self.registration.slot.wake.notified()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+impl Watcher {
+    pub(super) fn is_unhinted(&self) -> bool {
+        self.registration.slot.peek().is_none()
+    }
+
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+}

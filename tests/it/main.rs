@@ -1,0 +1,18 @@
+//! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
+//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. And the command
+//! line (`cli`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test harness: it fails by panics, starts threads and reports to the terminal"
+)]
+
+mod cli;
+mod contract;
+mod hostile;
+mod openapi;
+mod rest;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
