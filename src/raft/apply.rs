@@ -7,13 +7,15 @@
 
 use super::flushed::Flushed;
 use super::log_store::io_error;
-use super::snapshots::{Builder, Snapshots, Stored};
+use super::snapshots::{Builder, Restored, Snapshots, Stored};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
 use crate::machine::{Machine, Reader};
-use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec};
+use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec, limits};
+use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
 use crate::telemetry::metrics::Metrics;
+use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
@@ -23,6 +25,7 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 
 /// What is told of changes: the watch hub.
@@ -59,7 +62,10 @@ pub(crate) struct Applier {
     /// Bytes of entries applied since the newest snapshot was begun.
     log_bytes: AtomicU64,
     pub(super) flushed: Arc<Flushed>,
-    pub(super) mutant: Option<Mutant>,
+    #[cfg_attr(not(any(test, feature = "mutants")), expect(dead_code, reason = "no bug is planted in this build"))]
+    mutant: Option<Mutant>,
+    /// The block store under the machine.
+    store: ArcSwap<BlockStore>,
     publisher: Arc<dyn Publisher>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -82,7 +88,8 @@ pub(crate) struct ApplierOptions {
 }
 
 impl Applier {
-    pub(crate) fn new(machine: Machine, options: ApplierOptions) -> Self {
+    pub(crate) fn new(restored: Restored, options: ApplierOptions) -> Self {
+        let Restored { machine, store } = restored;
         let ApplierOptions { flushed, mutant, publisher, clock, metrics, fatal } = options;
         let reader = machine.reader();
         let progress = progress_of(&machine, &reader);
@@ -94,11 +101,23 @@ impl Applier {
             log_bytes: AtomicU64::new(0),
             flushed,
             mutant,
+            store: ArcSwap::new(store),
             publisher,
             clock,
             metrics,
             fatal,
         }
+    }
+
+    #[cfg(any(test, feature = "mutants"))]
+    pub(super) fn planted(&self) -> Option<Mutant> {
+        self.mutant
+    }
+
+    #[cfg(not(any(test, feature = "mutants")))]
+    #[expect(clippy::unused_self, reason = "the same call in both builds")]
+    pub(super) const fn planted(&self) -> Option<Mutant> {
+        None
     }
 
     pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
@@ -122,7 +141,9 @@ impl Applier {
     }
 
     /// Replaces the machine by one restored from a snapshot.
-    pub(crate) fn replace(&self, machine: Machine) {
+    pub(crate) fn replace(&self, restored: Restored) {
+        let Restored { machine, store } = restored;
+        self.store.store(store);
         let mut current = self.machine.lock();
         current.install(machine);
         let progress = progress_of(&current, &self.reader);
@@ -141,7 +162,7 @@ impl Applier {
     fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Outcomes, Fault> {
         let batch: Batch = codec::decode("batch", bytes)?;
         let begun = self.clock.monotonic();
-        let applied = self.machine.lock().apply(at, &batch)?;
+        let applied = self.unhurried(|| self.machine.lock().apply(at, &batch))?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
         if !applied.events.is_empty() {
@@ -154,6 +175,18 @@ impl Applier {
             progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
         });
         Ok(Outcomes(applied.outcomes))
+    }
+
+    /// Applying waits for the engine when the write-behind queue is full. Before it comes to that,
+    /// this worker thread's other tasks are given to another; always would cost a thread switch each.
+    fn unhurried<T>(&self, apply: impl FnOnce() -> T) -> T {
+        let pending = self.store.load().stats().pending_bytes;
+        let crowded = pending > u64::try_from(limits::WRITE_BEHIND_BYTES_MAX / 2).unwrap_or(u64::MAX);
+        if crowded && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+            tokio::task::block_in_place(apply)
+        } else {
+            apply()
+        }
     }
 
     fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<(), Fault> {
@@ -219,7 +252,7 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            if self.applier.mutant != Some(Mutant::ApplyAheadOfFlush) {
+            if self.applier.planted() != Some(Mutant::ApplyAheadOfFlush) {
                 self.applier.flushed.covers(entry.log_id.index).await;
             }
             let outcomes = self.apply_entry(&entry.log_id, entry.payload).map_err(|fault| self.applier.fail(fault))?;

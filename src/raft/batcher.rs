@@ -1,14 +1,14 @@
 //! The batcher: many proposals become one log entry.
 //!
-//! Callers encode their own proposal and queue it; one task takes what has gathered, puts a log time
-//! in front and hands it to Raft, with at most two entries on their way. Nobody waits for a batch to
-//! fill: the first proposal after a pause goes at once, and under load batches grow by themselves.
-//! Apply's answers go straight to the callers. Invariants: only what Raft refused before appending
+//! Callers encode their own proposal and queue it (`queue` decides when a batch goes); one task puts a
+//! log time in front of what has gathered and hands it to Raft. Apply's answers go straight to the
+//! callers. Invariants: only what Raft refused before appending
 //! is called not proposed; a queued proposal whose deadline has passed is dropped, not proposed; a
 //! caller that goes away cancels nothing it has proposed.
 
-use super::answer::{Answer, Ticket, slot};
+use super::answer::{Answer, slot};
 use super::log_clock::LogClock;
+use super::queue::{Flight, Queue, Queued};
 use super::responder::Callback;
 use super::types::{LogBatch, Types};
 use crate::env::{Clock, TaskSet};
@@ -16,12 +16,11 @@ use crate::model::{Failure, Fault, Outcome, Proposal, Why, codec, limits};
 use crate::telemetry::metrics::Metrics;
 use openraft::errors::{ClientWriteError, ForwardToLeader};
 use openraft::raft::ClientWriteResult;
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 /// Waits after the first refusal, doubled at each further one up to the maximum.
 const BACKOFF_MIN: Duration = Duration::from_millis(2);
@@ -35,26 +34,18 @@ pub(crate) trait Log: Send + Sync + 'static {
     fn term_and_time(&self) -> (u64, u64);
 }
 
-struct Queued {
-    /// `codec::encode` of the proposal.
-    encoded: Vec<u8>,
-    /// On the monotonic clock.
-    deadline: Duration,
-    ticket: Ticket,
-}
-
 /// A batch that Raft refused before appending it, on its way back.
 struct Refused {
     items: Vec<Queued>,
     attempt: u32,
     another_leads: bool,
-    permit: OwnedSemaphorePermit,
+    flight: Flight,
 }
 
 /// The callers' side: cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Batcher {
-    queue: mpsc::Sender<Queued>,
+    queue: Arc<Queue>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -67,21 +58,19 @@ impl fmt::Debug for Batcher {
 
 impl Batcher {
     pub(crate) fn start(log: Arc<impl Log>, clock: Arc<dyn Clock>, metrics: Metrics, tasks: &TaskSet) -> Self {
-        let (send, queue) = mpsc::channel(limits::PROPOSAL_QUEUE_MAX);
+        let queue = Arc::new(Queue::default());
         let (refuse, refused) = mpsc::channel(limits::BATCHES_IN_FLIGHT_MAX);
         let worker = Worker {
             log,
             clock: clock.clone(),
             metrics: metrics.clone(),
             log_clock: LogClock::default(),
-            queue,
-            gathered: VecDeque::new(),
+            queue: queue.clone(),
             refuse,
             refused,
-            in_flight: Arc::new(Semaphore::new(limits::BATCHES_IN_FLIGHT_MAX)),
         };
         tasks.spawn_until_stop("batcher", worker.run());
-        Self { queue: send, clock, metrics }
+        Self { queue, clock, metrics }
     }
 
     /// Proposes, and waits for the outcome at most `timeout` from now.
@@ -89,11 +78,7 @@ impl Batcher {
         let encoded = codec::encode(proposal)?;
         let deadline = self.clock.monotonic().saturating_add(timeout);
         let (ticket, mut waiting) = slot();
-        match self.queue.try_send(Queued { encoded, deadline, ticket }) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => return Err(Failure::not_proposed(Why::Overloaded)),
-            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Failure::not_proposed(Why::ShuttingDown)),
-        }
+        self.queue.push(Queued { encoded, deadline, ticket }).map_err(Failure::not_proposed)?;
         let pending = Pending::new(&self.metrics);
         let answer = match tokio::time::timeout(timeout, &mut waiting).await {
             Ok(answer) => answer,
@@ -129,46 +114,29 @@ struct Worker<L> {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     log_clock: LogClock,
-    queue: mpsc::Receiver<Queued>,
-    /// Taken from the queue and not yet proposed; at most one batch.
-    gathered: VecDeque<Queued>,
+    queue: Arc<Queue>,
     refuse: mpsc::Sender<Refused>,
     refused: mpsc::Receiver<Refused>,
-    in_flight: Arc<Semaphore>,
+}
+
+impl<L> Drop for Worker<L> {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl<L: Log> Worker<L> {
     async fn run(mut self) {
         loop {
-            let permit = tokio::select! {
+            tokio::select! {
                 biased;
-                Some(refused) = self.refused.recv() => {
-                    self.retry(refused).await;
-                    continue;
-                }
-                permit = next_batch(&self.in_flight, &mut self.queue, &mut self.gathered) => permit,
-            };
-            let Some(permit) = permit else { return };
-            let items = self.cut_batch();
-            self.propose(items, permit, 0).await;
-        }
-    }
-
-    /// The longest run of gathered proposals that fits one entry; at least one.
-    fn cut_batch(&mut self) -> Vec<Queued> {
-        let mut bytes = 0;
-        let mut count = 0;
-        for item in &self.gathered {
-            bytes += item.encoded.len();
-            if count > 0 && bytes > limits::BATCH_BYTES_MAX {
-                break;
+                Some(refused) = self.refused.recv() => self.retry(refused).await,
+                (items, flight) = self.queue.next() => self.propose(items, flight, 0).await,
             }
-            count += 1;
         }
-        self.gathered.drain(..count).collect()
     }
 
-    async fn propose(&mut self, items: Vec<Queued>, permit: OwnedSemaphorePermit, attempt: u32) {
+    async fn propose(&mut self, items: Vec<Queued>, flight: Flight, attempt: u32) {
         let now = self.clock.monotonic();
         let mut live = Vec::with_capacity(items.len());
         for item in items {
@@ -191,40 +159,21 @@ impl<L: Log> Worker<L> {
         // Exact: at most 256.
         self.metrics.batch_proposals.observe(f64::from(u16::try_from(live.len()).unwrap_or(u16::MAX)));
         let refuse = self.refuse.clone();
-        let answer = Callback::new(move |result| settle(result, live, permit, attempt, &refuse));
+        let answer = Callback::new(move |result| settle(result, live, flight, attempt, &refuse));
         self.log.write(LogBatch { bytes: bytes.into() }, answer).await;
     }
 
     /// Proposes a refused batch again after a pause; unless another member leads, which has to be
     /// asked instead.
     async fn retry(&mut self, refused: Refused) {
-        let Refused { items, attempt, another_leads, permit } = refused;
+        let Refused { items, attempt, another_leads, flight } = refused;
         if another_leads {
             return fail(items, &Failure::not_proposed(Why::NoLeader));
         }
         let pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);
         tokio::time::sleep(pause).await;
-        self.propose(items, permit, attempt + 1).await;
+        self.propose(items, flight, attempt + 1).await;
     }
-}
-
-/// Waits for a free place in flight, then for proposals. `None` when no more can come.
-async fn next_batch(
-    in_flight: &Arc<Semaphore>,
-    queue: &mut mpsc::Receiver<Queued>,
-    gathered: &mut VecDeque<Queued>,
-) -> Option<OwnedSemaphorePermit> {
-    let permit = in_flight.clone().acquire_owned().await.ok()?;
-    if gathered.is_empty() {
-        gathered.push_back(queue.recv().await?);
-    }
-    while gathered.len() < limits::BATCH_PROPOSALS_MAX {
-        match queue.try_recv() {
-            Ok(item) => gathered.push_back(item),
-            Err(_) => break,
-        }
-    }
-    Some(permit)
 }
 
 /// Exactly the bytes that `codec::encode` gives for a `Batch` of these proposals: in postcard a
@@ -242,7 +191,7 @@ fn encode_batch(proposed_at_ms: u64, wall_ms: u64, items: &[Queued]) -> Result<V
 fn settle(
     result: ClientWriteResult<Types>,
     items: Vec<Queued>,
-    permit: OwnedSemaphorePermit,
+    flight: Flight,
     attempt: u32,
     refuse: &mpsc::Sender<Refused>,
 ) {
@@ -254,7 +203,7 @@ fn settle(
                 return fail(items, &Failure::from(Fault::Invariant(why)));
             }
             // The next batch may go while the callers are woken.
-            drop(permit);
+            drop(flight);
             for (item, outcome) in items.into_iter().zip(outcomes) {
                 item.ticket.answer(Ok(outcome));
             }
@@ -263,8 +212,8 @@ fn settle(
             for item in &items {
                 item.ticket.unclaim();
             }
-            let refused = Refused { items, attempt, another_leads: leader_id.is_some(), permit };
-            // There is a place for every permit; it can only be closed, and then the tickets answer.
+            let refused = Refused { items, attempt, another_leads: leader_id.is_some(), flight };
+            // There is a place for every batch in flight; it can only be closed, and then the tickets answer.
             drop(refuse.try_send(refused));
         }
         Err(_) => fail(items, &Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown }),

@@ -29,6 +29,7 @@ use openraft::{Instant, Raft, ReadPolicy, ServerState};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -144,6 +145,8 @@ struct Inner {
     batcher: Batcher,
     barrier: Barrier,
     recovered: watch::Receiver<bool>,
+    /// Raft may end now.
+    ending: Arc<AtomicBool>,
     wal: Wal,
     tasks: TaskSet,
 }
@@ -177,17 +180,17 @@ impl Consensus {
             clock.clone(),
             metrics.clone(),
         );
-        let (machine, from_leader) = snapshots.restore_newest().await?;
-        check_fit(&log, &machine, from_leader)?;
+        let (restored, from_leader) = snapshots.restore_newest().await?;
+        check_fit(&log, &restored.machine, from_leader)?;
         let applier = Arc::new(Applier::new(
-            machine,
+            restored,
             ApplierOptions {
                 flushed: log.flushed().clone(),
                 mutant: options.mutant,
                 publisher,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
-                fatal,
+                fatal: fatal.clone(),
             },
         ));
         let state_machine = StateMachine { applier: applier.clone(), snapshots: snapshots.clone() };
@@ -201,8 +204,9 @@ impl Consensus {
         let recovered = spawn_recovery(&raft, &tasks);
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
-        tasks.spawn_until_stop("raft metrics", observe(raft, metrics));
-        Ok(Self(Arc::new(Inner { options, link, snapshots, batcher, barrier, recovered, wal, tasks })))
+        let ending = Arc::new(AtomicBool::new(false));
+        tasks.spawn_until_stop("raft watch", observe(raft, metrics, ending.clone(), fatal));
+        Ok(Self(Arc::new(Inner { options, link, snapshots, batcher, barrier, recovered, ending, wal, tasks })))
     }
 
     /// Makes this member the first and only one of a new cluster. Once in a cluster's life: by the
@@ -326,6 +330,7 @@ impl Consensus {
             };
             drop(tokio::time::timeout(HANDOVER, handed_over).await);
         }
+        self.0.ending.store(true, Ordering::SeqCst);
         drop(link.raft.shutdown().await);
         let wal = self.0.wal.clone();
         self.0.tasks.blocking(move || wal.close()).await;
@@ -373,7 +378,8 @@ fn spawn_recovery(raft: &Core, tasks: &TaskSet) -> watch::Receiver<bool> {
     recovered
 }
 
-async fn observe(raft: Core, metrics: Metrics) {
+/// Keeps the metrics of leadership, and sees to it that a member whose Raft has ended does not live on.
+async fn observe(raft: Core, metrics: Metrics, ending: Arc<AtomicBool>, fatal: Fatal) {
     let mut server = raft.server_metrics();
     let mut known = None;
     loop {
@@ -388,8 +394,13 @@ async fn observe(raft: Core, metrics: Metrics) {
             known = leader;
         }
         if server.changed().await.is_err() {
-            return;
+            break;
         }
+    }
+    if !ending.load(Ordering::SeqCst) {
+        let why = raft.metrics().borrow_watched().running_state.clone();
+        let why = why.map_or_else(|error| error.to_string(), |()| "for no known reason".into());
+        fatal(&Fault::Invariant(format!("raft has ended: {why}")));
     }
 }
 

@@ -18,6 +18,7 @@ mod log_clock;
 mod log_store;
 mod network;
 mod peers;
+mod queue;
 mod responder;
 mod seed;
 mod snapshots;

@@ -13,6 +13,7 @@ use super::types::{LogId, MemberId, Types, log_id, position};
 use crate::env::{Clock, TaskSet};
 use crate::machine::{self, Image, Machine};
 use crate::model::{Failure, Fault, LogPosition, Why, codec};
+use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
 use crate::storage::snapshot::{
     RawSnapshot, SnapshotId, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotSummary, VerifiedImport,
@@ -59,6 +60,12 @@ pub(crate) struct Snapshots {
     newest: watch::Sender<Option<LogPosition>>,
 }
 
+/// A machine and the block store under it.
+pub(crate) struct Restored {
+    pub(crate) machine: Machine,
+    pub(crate) store: Arc<BlockStore>,
+}
+
 /// A snapshot in this member's store.
 #[derive(Debug, Clone)]
 struct Local {
@@ -100,9 +107,9 @@ impl Snapshots {
         })
     }
 
-    /// The machine of the newest snapshot that verifies, or an empty one. The second says whether
-    /// that snapshot came from a leader.
-    pub(crate) async fn restore_newest(self: &Arc<Self>) -> Result<(Machine, bool), Fault> {
+    /// The machine of the newest snapshot that verifies, or an empty one. The last says whether that
+    /// snapshot came from a leader.
+    pub(crate) async fn restore_newest(self: &Arc<Self>) -> Result<(Restored, bool), Fault> {
         let this = self.clone();
         self.blocking(move || {
             let found = this.store.newest_verified()?;
@@ -112,29 +119,31 @@ impl Snapshots {
             match found.snapshot {
                 Some((stored, reader)) => {
                     let BuiltBy(builder) = codec::decode("snapshot's builder", &stored.meta.extra)?;
-                    let (machine, local) = this.restore(stored, reader)?;
+                    let (restored, local) = this.restore(stored, reader)?;
                     this.published(local);
-                    Ok((machine, builder != this.id))
+                    Ok((restored, builder != this.id))
                 }
-                None => Ok((Machine::new((this.restorer.new_store)()?, &this.restorer.machine), false)),
+                None => {
+                    let store = (this.restorer.new_store)()?;
+                    let machine = Machine::new(store.clone(), &this.restorer.machine);
+                    Ok((Restored { machine, store }, false))
+                }
             }
         })
         .await
     }
 
-    fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Machine, Local), Fault> {
+    fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Restored, Local), Fault> {
         self.check_cluster(&stored)?;
-        let machine = Machine::restore(
-            (self.restorer.new_store)()?,
-            &self.restorer.machine,
-            reader.read_ahead(READ_AHEAD_BLOCKS)?,
-        )?;
+        let store = (self.restorer.new_store)()?;
+        let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
+        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
         }
         let meta = Meta { last_log_id: Some(log_id(stored.meta.last)), last_membership: membership_of(&machine)? };
-        Ok((machine, Local { meta, stored }))
+        Ok((Restored { machine, store }, Local { meta, stored }))
     }
 
     fn check_cluster(&self, stored: &SnapshotSummary) -> Result<(), Fault> {
@@ -309,12 +318,12 @@ impl Snapshots {
         let (this, expected, of) = (self.clone(), meta.clone(), applier.clone());
         self.blocking(move || {
             let reader = import.read()?;
-            let (machine, local) = this.restore(import.summary().clone(), reader)?;
+            let (restored, local) = this.restore(import.summary().clone(), reader)?;
             if local.meta != expected {
                 return Err(Fault::corrupt("received snapshot", "it is not what the leader said it is"));
             }
             import.publish()?;
-            of.replace(machine);
+            of.replace(restored);
             this.published(local);
             Ok(())
         })
@@ -341,7 +350,7 @@ impl Builder {
     async fn build(&self, work: Work) {
         let Work { image, stored, meta, log_bytes } = work;
         let at = stored.last.index;
-        if self.applier.mutant != Some(Mutant::SnapshotAheadOfFlush) {
+        if self.applier.planted() != Some(Mutant::SnapshotAheadOfFlush) {
             self.applier.flushed.covers(at).await;
         }
         let snapshots = self.snapshots.clone();

@@ -255,3 +255,14 @@ async fn a_snapshot_that_cannot_be_written_costs_only_a_warning() {
     snapshot(&node).await;
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_log_fails_does_not_live_on() {
+    let disk = SimDisk::new();
+    let node = Node::bootstrap(&disk).await;
+    disk.cut_after(disk.operations());
+    let answer = node.consensus.propose(&put("k", "v"), Duration::from_secs(2)).await;
+    assert!(matches!(answer, Err(Failure::Unavailable { outcome: Known::Unknown, .. })), "{answer:?}");
+    eventually("the log's fault and the end of raft are told", || node.faults.lock().len() >= 2).await;
+    node.abandon().await;
+}

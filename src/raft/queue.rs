@@ -1,0 +1,209 @@
+//! Where proposals wait for the batcher, and when the next batch goes.
+//!
+//! With nothing in flight the first proposal goes at once. While a batch is in flight a second goes
+//! as soon as it has grown as large as the one before it: so batches are not cut into smaller and
+//! smaller ones by callers that come back one by one, and the log on disk, which takes one batch
+//! after another anyway, is kept busy. Only a push that makes a batch ready wakes the batcher.
+//! Invariants: bounded; at most two batches in flight; what is left at the end answers for itself.
+
+use super::answer::Ticket;
+use crate::model::{Why, limits};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+#[derive(Debug)]
+pub(crate) struct Queued {
+    /// `codec::encode` of the proposal.
+    pub(crate) encoded: Vec<u8>,
+    /// On the monotonic clock.
+    pub(crate) deadline: Duration,
+    pub(crate) ticket: Ticket,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    ready: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Queued>,
+    closed: bool,
+    batches_in_flight: usize,
+    proposals_in_flight: usize,
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        match self.batches_in_flight {
+            0 => !self.waiting.is_empty(),
+            batches if batches < limits::BATCHES_IN_FLIGHT_MAX => {
+                self.waiting.len() >= self.proposals_in_flight.min(limits::BATCH_PROPOSALS_MAX)
+                    && !self.waiting.is_empty()
+            }
+            _ => false,
+        }
+    }
+
+    /// The longest run of waiting proposals that fits one entry; at least one.
+    fn cut(&mut self) -> Vec<Queued> {
+        let mut bytes = 0;
+        let fits = |item: &&Queued| {
+            let first = bytes == 0;
+            bytes += item.encoded.len();
+            first || bytes <= limits::BATCH_BYTES_MAX
+        };
+        let count = self.waiting.iter().take(limits::BATCH_PROPOSALS_MAX).take_while(fits).count();
+        self.waiting.drain(..count).collect()
+    }
+}
+
+impl Queue {
+    pub(crate) fn push(&self, item: Queued) -> Result<(), Why> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Why::ShuttingDown);
+        }
+        if state.waiting.len() >= limits::PROPOSAL_QUEUE_MAX {
+            return Err(Why::Overloaded);
+        }
+        state.waiting.push_back(item);
+        let ready = state.is_ready();
+        drop(state);
+        if ready {
+            self.ready.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits for the next batch. Nothing is lost if the wait is given up.
+    pub(crate) async fn next(self: &Arc<Self>) -> (Vec<Queued>, Flight) {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.is_ready() {
+                    let items = state.cut();
+                    state.batches_in_flight += 1;
+                    state.proposals_in_flight += items.len();
+                    let flight = Flight { queue: self.clone(), proposals: items.len() };
+                    return (items, flight);
+                }
+            }
+            self.ready.notified().await;
+        }
+    }
+
+    /// Refuses all that comes and drops all that waits.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(waiting);
+    }
+}
+
+/// A batch on its way; makes room for the next when dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    queue: Arc<Queue>,
+    proposals: usize,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut state = self.queue.state.lock();
+        state.batches_in_flight -= 1;
+        state.proposals_in_flight -= self.proposals;
+        let ready = state.is_ready();
+        drop(state);
+        if ready {
+            self.queue.ready.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::answer::{Waiting, slot};
+    use super::*;
+    use crate::model::{Failure, Outcome};
+    use futures_util::FutureExt;
+
+    fn push(queue: &Queue, bytes: usize) -> Waiting {
+        let (ticket, waiting) = slot();
+        queue.push(Queued { encoded: vec![0; bytes], deadline: Duration::MAX, ticket }).unwrap();
+        waiting
+    }
+
+    fn next(queue: &Arc<Queue>) -> Option<(Vec<Queued>, Flight)> {
+        queue.next().now_or_never()
+    }
+
+    #[test]
+    fn a_second_batch_goes_when_it_is_as_large_as_the_first() {
+        let queue = Arc::new(Queue::default());
+        let _first = [push(&queue, 10), push(&queue, 10), push(&queue, 10)];
+        let (items, one) = next(&queue).unwrap();
+        assert_eq!(items.len(), 3);
+        let _second = [push(&queue, 10), push(&queue, 10)];
+        assert!(next(&queue).is_none(), "two are fewer than the three in flight");
+        let _third = push(&queue, 10);
+        let (items, two) = next(&queue).unwrap();
+        assert_eq!(items.len(), 3);
+        let _more: Vec<_> = (0..300).map(|_| push(&queue, 10)).collect();
+        assert!(next(&queue).is_none(), "two are in flight");
+        drop(one);
+        let (items, three) = next(&queue).unwrap();
+        assert_eq!(items.len(), limits::BATCH_PROPOSALS_MAX);
+        assert!(next(&queue).is_none());
+        drop((two, three));
+        assert_eq!(next(&queue).unwrap().0.len(), 300 - limits::BATCH_PROPOSALS_MAX);
+    }
+
+    #[test]
+    fn a_landing_releases_what_has_gathered() {
+        let queue = Arc::new(Queue::default());
+        let _first = [push(&queue, 10), push(&queue, 10)];
+        let (_, one) = next(&queue).unwrap();
+        let _late = push(&queue, 10);
+        assert!(next(&queue).is_none());
+        drop(one);
+        assert_eq!(next(&queue).unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_bytes_but_never_empty() {
+        let queue = Arc::new(Queue::default());
+        let half = limits::BATCH_BYTES_MAX / 2;
+        let _waiting = [push(&queue, half * 3), push(&queue, half), push(&queue, half), push(&queue, half)];
+        let (items, one) = next(&queue).unwrap();
+        assert_eq!(items.len(), 1, "larger than the bound, alone");
+        let (items, _two) = next(&queue).unwrap();
+        assert_eq!(items.len(), 2);
+        drop(one);
+        assert!(next(&queue).is_none());
+    }
+
+    #[test]
+    fn it_refuses_above_its_bound_and_after_its_end() {
+        let queue = Arc::new(Queue::default());
+        let waiting: Vec<_> = (0..limits::PROPOSAL_QUEUE_MAX).map(|_| push(&queue, 1)).collect();
+        let full = queue.push(Queued { encoded: vec![], deadline: Duration::MAX, ticket: slot().0 });
+        assert_eq!(full, Err(Why::Overloaded));
+        queue.close();
+        let closed = queue.push(Queued { encoded: vec![], deadline: Duration::MAX, ticket: slot().0 });
+        assert_eq!(closed, Err(Why::ShuttingDown));
+        for waiting in waiting {
+            let answer = waiting.now_or_never().unwrap();
+            let not_proposed =
+                matches!(answer, Err(Failure::Unavailable { why: Why::ShuttingDown, outcome: Outcome::NotProposed }));
+            assert!(not_proposed, "{answer:?}");
+        }
+    }
+}
