@@ -15,9 +15,7 @@ pub use types::*;
 
 use crate::env::{Clock, TaskSet};
 use crate::machine::View;
-use crate::model::{
-    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
-};
+use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
 use crate::raft::Consensus;
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
@@ -308,10 +306,4 @@ fn fault(fault: &Fault) -> Failure {
 /// A wait that ended with nothing done.
 fn timed_out(why: Why) -> Failure {
     Failure::Unavailable { why, outcome: Outcome::NotProposed }
-}
-
-/// Refuses deadlines out of bounds instead of trusting them.
-#[must_use]
-pub fn clamp_timeout(timeout: Duration) -> Duration {
-    timeout.min(Duration::from_millis(limits::TIMEOUT_MAX_MS))
 }
