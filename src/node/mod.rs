@@ -118,7 +118,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
-    let stores = stores::open(&config, &data, &clock, &metrics)?;
+    let stores = stores::open(&data, &clock, &metrics)?;
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
         return Err(NodeError::LogLost);

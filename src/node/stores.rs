@@ -1,6 +1,5 @@
 //! Opens what is on disk: the log, the snapshots, and the engine under the history.
 
-use super::config::Checked;
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
@@ -26,12 +25,7 @@ pub(super) struct Stores {
     pub(super) new_store: NewStore,
 }
 
-pub(super) fn open(
-    config: &Checked,
-    data: &DataDir,
-    clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-) -> Result<Stores, NodeError> {
+pub(super) fn open(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Result<Stores, NodeError> {
     let fatal = fatal::handler();
     let disk = Arc::new(RealDisk);
     let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display())))?;
@@ -42,17 +36,12 @@ pub(super) fn open(
     };
     let (wal, recovered) = Wal::open(disk.clone(), options)?;
     let snapshots = SnapshotStore::open(disk, data.snapshot())?;
-    let new_store = new_store(config, data, clock, metrics)?;
+    let new_store = new_store(data, clock, metrics)?;
     Ok(Stores { wal, recovered, snapshots, new_store })
 }
 
 /// Every store gets a fresh engine: what an earlier run left in `state/` is wiped first.
-fn new_store(
-    _config: &Checked,
-    data: &DataDir,
-    clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-) -> Result<NewStore, NodeError> {
+fn new_store(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Result<NewStore, NodeError> {
     let fatal = fatal::handler();
     let factory = SledFactory::new(data.state())?;
     let watching = Arc::clone(&fatal);

@@ -46,7 +46,12 @@ pub const KEYS: &[KeyDef] = &[
     ),
     key("max-request-bytes", "BYTES", "1536KiB", "Largest request body"),
     key("disk-reserve-bytes", "BYTES", "256MiB", "Free disk space below which growth is refused"),
-    key("disk-stall-abort", "DURATION", "60s", "A write to the disk that takes longer ends the process"),
+    key(
+        "disk-stall-abort",
+        "DURATION",
+        "60s",
+        "Reserved for the disk watchdog: checked, but without effect in this version",
+    ),
     key("shutdown-timeout", "DURATION", "15s", "How long a graceful stop may take"),
     key("log-format", "auto|text|json", "auto", "Log lines; auto is text on a terminal, else JSON"),
     key("log-level", "LEVEL", "info", "error, warn, info, debug or trace; also target=level, separated by commas"),
