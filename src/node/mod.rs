@@ -18,7 +18,7 @@ use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
 use crate::machine;
 use crate::model::{Caller, Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
-use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
+use crate::raft::{Consensus, DiskStall, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
 use crate::service::{self, Context, Service};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
@@ -34,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the log's committed tail may take to apply before start is called a failure.
 const RECOVERY: Duration = Duration::from_secs(600);
+/// Threads of the runtime, on however few cores.
+const WORKERS_MIN: usize = 2;
 /// Of the shutdown's time, what open requests may take of it.
 const DRAIN_PERCENT: u32 = 60;
 
@@ -82,7 +84,10 @@ pub fn run(config: Checked) -> Result<(), NodeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    // An append may wait for the disk on its thread: what watches the disk must not wait behind it.
+    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from).max(WORKERS_MIN);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .thread_name("tenure")
         .build()
@@ -118,7 +123,8 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
-    let stores = stores::open(&data, &clock, &metrics)?;
+    let disk = disk_stall(&config, &clock);
+    let stores = stores::open(&data, &clock, &metrics, &disk)?;
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
         return Err(NodeError::LogLost);
@@ -136,7 +142,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         tasks: tasks.clone(),
         fatal: fatal::handler(),
     };
-    let consensus = Consensus::start(raft_options(&config, &identity), parts).await?;
+    let consensus = Consensus::start(raft_options(&config, &identity, disk), parts).await?;
     history.set(consensus.clone());
     tasks.spawn("watch hub", hub.clone().run());
     bootstrap(&config, &data, identity.clone(), &consensus).await?;
@@ -171,13 +177,19 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     until_told(listener, state, &tasks, &config, &consensus).await
 }
 
-fn raft_options(config: &Checked, identity: &Identity) -> Options {
+/// A disk that keeps a write for longer than two election timeouts no longer serves a leader.
+fn disk_stall(config: &Checked, clock: &Arc<dyn Clock>) -> DiskStall {
+    DiskStall::new(clock.clone(), config.election_timeout.max * 2, config.disk_stall_abort)
+}
+
+fn raft_options(config: &Checked, identity: &Identity, disk: DiskStall) -> Options {
     Options {
         cluster_id: identity.cluster_id,
         heartbeat: config.heartbeat,
         election_min: config.election_timeout.min,
         election_max: config.election_timeout.max,
         snapshot_log_bytes: config.snapshot_bytes,
+        disk: Some(disk),
         ..Options::new(identity.node_id)
     }
 }

@@ -238,6 +238,9 @@ impl Service {
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");
         }
+        if self.inner.parts.consensus.disk_stalled().is_some() {
+            alarms.push("slow-disk");
+        }
         alarms
     }
 
@@ -258,11 +261,16 @@ impl Service {
         let leader = state.leader.map(|_| ()).ok_or_else(|| "no leader is known".to_owned());
         let context = Context { caller: crate::model::Caller::System, timeout };
         let barrier = self.barrier(&context).await.map_err(|failure| failure.to_string());
+        let disk = match self.inner.parts.consensus.disk_stalled() {
+            Some(stalled) => Err(format!("a write to the log has been outstanding for {} ms", millis(stalled))),
+            None => Ok(()),
+        };
         let running = if self.stopping().is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
         vec![
             Check { name: "running", result: running },
             Check { name: "leader", result: leader },
             Check { name: "linearizable-read", result: barrier },
+            Check { name: "disk", result: disk },
             Check { name: "no-corrupt-alarm", result: Ok(()) },
         ]
     }

@@ -50,7 +50,7 @@ pub const KEYS: &[KeyDef] = &[
         "disk-stall-abort",
         "DURATION",
         "60s",
-        "Reserved for the disk watchdog: checked, but without effect in this version",
+        "How long the disk may keep a write of the log unanswered before the process ends; 0 means never",
     ),
     key("shutdown-timeout", "DURATION", "15s", "How long a graceful stop may take"),
     key("log-format", "auto|text|json", "auto", "Log lines; auto is text on a terminal, else JSON"),

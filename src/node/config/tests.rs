@@ -119,6 +119,8 @@ fn wrong_values_are_refused() {
         ("heartbeat", "0"),
         ("heartbeat", "200ms"),
         ("disk-stall-abort", "1s"),
+        ("disk-stall-abort", "500ms"),
+        ("disk-stall-abort", "soon"),
         ("max-request-bytes", "1GiB"),
         ("admission-bytes", "64KiB"),
         ("log-level", "loud"),
@@ -145,6 +147,8 @@ fn right_values_are_taken() {
         ("log-level", "warn,tenure::raft=debug"),
         ("election-timeout", "1s..2s"),
         ("shutdown-timeout", "5"),
+        ("disk-stall-abort", "0"),
+        ("disk-stall-abort", "2s"),
     ];
     for (key, value) in right {
         assert!(checked(&[(key, value)], &[], None).is_ok(), "{key}={value}");
