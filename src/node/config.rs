@@ -289,6 +289,22 @@ pub struct Checked {
     pub warnings: Vec<String>,
 }
 
+impl Checked {
+    /// With the address that port 0 became, in the URL that follows it.
+    #[must_use]
+    pub fn bound(mut self, address: SocketAddr) -> Self {
+        if self.listen_client.port() == 0 && self.advertise_client == format!("http://{}", self.listen_client) {
+            self.advertise_client = format!("http://{}", SocketAddr::new(self.listen_client.ip(), address.port()));
+            let shown = self.shown.iter_mut().filter(|shown| shown.name == "advertise-client");
+            shown.for_each(|shown| shown.value.clone_from(&self.advertise_client));
+        }
+        if self.listen_client.port() == 0 {
+            self.listen_client.set_port(address.port());
+        }
+        self
+    }
+}
+
 /// Collects problems while it parses, so that one run reports them all.
 struct Check<'a> {
     config: &'a Config,

@@ -156,6 +156,18 @@ fn right_values_are_taken() {
 }
 
 #[test]
+fn port_0_becomes_the_bound_one_unless_another_url_is_advertised() {
+    let bound = "127.0.0.1:4711".parse().unwrap();
+    let free = checked(&[("listen-client", "127.0.0.1:0")], &[], None).unwrap().bound(bound);
+    assert_eq!((free.advertise_client.as_str(), free.listen_client), ("http://127.0.0.1:4711", bound));
+    assert_eq!(source_of(&free, "advertise-client"), ("http://127.0.0.1:4711".to_owned(), Source::Default));
+    let named = [("listen-client", "127.0.0.1:0"), ("advertise-client", "http://db.example:80")];
+    assert_eq!(checked(&named, &[], None).unwrap().bound(bound).advertise_client, "http://db.example:80");
+    let fixed = checked(&[("listen-client", "127.0.0.1:2379")], &[], None).unwrap().bound(bound);
+    assert_eq!(fixed.advertise_client, "http://127.0.0.1:2379");
+}
+
+#[test]
 fn sizes_and_durations() {
     assert_eq!(parse::bytes("1536KiB"), Ok(limits::REQUEST_BYTES_MAX as u64));
     assert_eq!(parse::bytes("10 MB"), Ok(10_000_000));
@@ -190,7 +202,7 @@ fn edit_distance() {
 
 #[test]
 fn secrets_are_masked() {
-    let secret = KeyDef { name: "x", value_name: "X", default: "", help: "", secret: true };
+    let secret = KeyDef { name: "x", value_name: "X", default: "", help: "", secret: true, live: false };
     assert_eq!(secret.shown("hunter2"), "********");
     assert_eq!(secret.shown(""), "");
     assert_eq!(KeyDef { secret: false, ..secret }.shown("open"), "open");
