@@ -53,6 +53,8 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("this member's disk does not answer")]
+    DiskStalled,
 }
 
 /// Deterministic refusals: part of the replicated answer, or of validation before it.

@@ -51,13 +51,6 @@ pub struct Answer<T> {
     pub replayed: bool,
 }
 
-/// Holds a share of the member's byte budget until dropped.
-#[derive(Debug)]
-#[must_use]
-pub struct Admission {
-    pub(super) _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompactTarget {
     Revision(Revision),

@@ -2,12 +2,15 @@
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 
 /// Cheap to clone: every metric is a shared handle.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub wal_fsync: Histogram,
     pub wal_bytes: Counter,
+    pub wal_stall: Gauge<f64, AtomicU64>,
+    pub wal_stalls: Counter,
     pub proposals_committed: Counter,
     pub proposals_failed: Counter,
     pub proposals_pending: Gauge,
@@ -46,6 +49,7 @@ impl Metrics {
         let watch_events = counter("watch_events", "Events delivered to watch streams");
         let watch_catchups = counter("watch_catchups", "Times a watcher fell behind and was served from history");
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
+        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let wal_bytes = Counter::default();
         registry.register_with_unit("wal_written", "Bytes written to the log", Unit::Bytes, wal_bytes.clone());
         let mut gauge = |name: &str, help: &str| {
@@ -67,6 +71,9 @@ impl Metrics {
             Unit::Bytes,
             logical_bytes.clone(),
         );
+        let wal_stall = Gauge::<f64, AtomicU64>::default();
+        let help = "How long the log's disk has not answered; 0 below two election timeouts";
+        registry.register_with_unit("wal_stall", help, Unit::Seconds, wal_stall.clone());
         let mut seconds = |name: &str, help: &str| {
             let metric = Histogram::new(SECONDS);
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
@@ -81,6 +88,8 @@ impl Metrics {
         Self {
             wal_fsync,
             wal_bytes,
+            wal_stall,
+            wal_stalls,
             proposals_committed,
             proposals_failed,
             proposals_pending,
