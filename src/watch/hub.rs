@@ -190,7 +190,7 @@ impl Hub {
         let (registration, current) = self.register(parts_of(&spec.targets))?;
         let next = spec.after.unwrap_or(current).saturating_add(1);
         let compacted = self.shared.history.compacted_revision();
-        if next <= compacted {
+        if next < compacted {
             return Err(Rejection::Compacted { requested: next, compacted, current }.into());
         }
         Ok(Watcher::new(registration, spec, next))

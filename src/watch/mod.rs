@@ -28,7 +28,7 @@ use std::fmt::Debug;
 pub trait History: Debug + Send + Sync + 'static {
     /// The newest revision that can be read.
     fn revision(&self) -> Revision;
-    /// Events of revisions up to this one may be gone; those above it are whole. 0: nothing is gone.
+    /// Events of revisions below this one may be gone; from it on they are whole. 0: nothing is gone.
     fn compacted_revision(&self) -> Revision;
     /// The events from revision `from` on, in order, whole revisions only: up to about `max_records`
     /// events, but at least one revision if there is one. Blocks on the disk.

@@ -81,7 +81,7 @@ struct HistoryRead {
     revisions: Vec<RevisionEvents>,
     /// History reached at least this far before the read.
     upto: Revision,
-    /// As it stood after the read: had it reached the read's start, the read may have holes.
+    /// As it stood after the read: had it passed the read's start, the read may have holes.
     compacted: Revision,
 }
 
@@ -219,7 +219,7 @@ impl Watcher {
         let read = stopping.run_until_cancelled(reading).await?;
         self.reading = None;
         match read {
-            Ok(read) if self.next <= read.compacted => {
+            Ok(read) if self.next < read.compacted => {
                 self.closed = Some(Closed::Compacted);
                 let (requested, compacted) = (self.next, read.compacted);
                 let current = self.registration.shared.history.revision();
