@@ -10,12 +10,16 @@ mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
+mod watch;
 
 pub use types::*;
+pub use watch::WatchStream;
 
 use crate::env::{Clock, TaskSet};
 use crate::machine::View;
-use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
+use crate::model::{
+    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
+};
 use crate::raft::Consensus;
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
@@ -66,6 +70,8 @@ struct Inner {
     member: Member,
     admission: Arc<Semaphore>,
     admission_units: u32,
+    /// What watch streams have handed over and their readers have not taken, in the same units.
+    watch_buffers: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -83,6 +89,7 @@ impl Service {
             member: options.member,
             admission,
             admission_units,
+            watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / ADMISSION_UNIT_BYTES)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),

@@ -17,7 +17,8 @@ mod intervals;
 mod ring;
 mod watcher;
 
-pub use hub::{Hub, HubOptions};
+pub use hub::{Hub, HubOptions, Lag};
+pub use ring::events_bytes;
 pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 
 use crate::model::{Fault, Revision, RevisionEvents};

@@ -239,7 +239,7 @@ async fn dropping_a_watcher_frees_its_place() {
     let first = store.watch(&[KeyRange::prefix("a"), KeyRange::key("b"), KeyRange::all()], None);
     let second = store.hub.wait_key(Bytes::from_static(b"b")).unwrap();
     let refused = store.hub.watch(spec(&[KeyRange::all()], None)).unwrap_err();
-    assert!(matches!(refused, Failure::Unavailable { why: Why::Overloaded, .. }));
+    assert!(matches!(refused, Failure::Unavailable { why: Why::TooManyStreams, .. }));
     assert_eq!((store.hub.streams(), store.metrics.watchers.get()), (2, 2));
     drop(first);
     let third = store.watch(&[KeyRange::all()], None);
