@@ -128,9 +128,14 @@ impl Image {
             let Some(last) = walked.last() else { break };
             next = last.main + 1;
             for record in walked {
-                let key = root.index.get(&record.key);
-                // Records newer than the root are not in its index.
-                if !key.is_some_and(|key| key.retains(record.main, record.sub, compacted)) {
+                if record.main > revision {
+                    break;
+                }
+                // All that was written after the compacted revision can still be read; of what is
+                // older the index knows.
+                let readable = record.main > compacted
+                    || root.index.get(&record.key).is_some_and(|key| key.retains(record.main, record.sub, compacted));
+                if !readable {
                     continue;
                 }
                 bytes += record.weight();

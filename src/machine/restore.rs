@@ -7,7 +7,7 @@
 use super::hash;
 use super::idempotency::Portable;
 use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, RECORDS};
-use super::index::{Head, History, Index, KeyRecord};
+use super::index::{Head, History, Index, KeyRecord, Slot};
 use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
 use super::values::Values;
 use super::writer::{ContentTypes, Machine, Options};
@@ -31,7 +31,7 @@ impl Machine {
         blocks: impl Iterator<Item = Result<Bytes, Fault>>,
     ) -> Result<Self, Fault> {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        let mut restore = Restore::new(Root::empty(values, options));
+        let mut restore = Restore::new(Root::empty(values, options), options.value_cache_bytes);
         for block in blocks {
             restore.block(&block?)?;
         }
@@ -46,6 +46,9 @@ struct Restore {
     /// Every version as a key of its own: a run sorted by key from each block, the blocks in order.
     versions: Vec<Arc<KeyRecord>>,
     undecoded: Vec<Bytes>,
+    /// Bytes of the records whose values stay in memory, and where that ends.
+    value_bytes: u64,
+    value_bytes_max: u64,
     last: Place,
     end: Option<End>,
 }
@@ -59,9 +62,11 @@ fn number(count: usize) -> u64 {
 }
 
 impl Restore {
-    fn new(root: Root) -> Self {
+    fn new(root: Root, value_bytes_max: u64) -> Self {
         Self {
             root,
+            value_bytes: 0,
+            value_bytes_max,
             header: None,
             attachments: Vec::new(),
             versions: Vec::new(),
@@ -138,8 +143,10 @@ impl Restore {
     /// Decodes and hashes the blocks that have gathered, in parallel, and stores their records.
     fn records(&mut self) -> Result<(), Fault> {
         let blocks = std::mem::take(&mut self.undecoded);
+        let with_values = self.value_bytes < self.value_bytes_max;
         let decoded: Vec<Result<Decoded, Fault>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = blocks.into_iter().map(|block| scope.spawn(move || decode(block))).collect();
+            let workers: Vec<_> =
+                blocks.into_iter().map(|block| scope.spawn(move || decode(block, with_values))).collect();
             let joined = workers.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
             });
@@ -152,8 +159,12 @@ impl Restore {
                 return Err(corrupt("records out of order"));
             }
             self.last = last.place();
-            records.iter().filter(|record| record.kind == RecordKind::Put).for_each(|put| self.root.values.keep(put));
-            self.root.values.store.append(records)?;
+            if with_values {
+                self.value_bytes += records.iter().map(|record| number(record.weight())).sum::<u64>();
+                self.root.values.store.append_restored(records)?;
+            } else {
+                self.root.values.store.append(records)?;
+            }
             self.versions.extend(versions);
         }
         Ok(())
@@ -204,7 +215,6 @@ impl Restore {
                 if place.main == next.head.main {
                     return Err(corrupt("a key written twice at one revision"));
                 }
-                self.root.values.forget(place.main, place.sub);
                 older.push(place);
                 newest = next;
             }
@@ -226,6 +236,7 @@ impl Restore {
     }
 
     fn count(&mut self, key: &KeyRecord) {
+        self.root.values.adopt(key);
         if key.head.is_live() {
             self.root.sum.add(hash::join(key.head.hash));
             let value = usize::try_from(key.head.value_size).unwrap_or(usize::MAX);
@@ -240,7 +251,7 @@ struct Decoded {
     versions: Vec<Arc<KeyRecord>>,
 }
 
-fn decode(block: Bytes) -> Result<Decoded, Fault> {
+fn decode(block: Bytes, with_values: bool) -> Result<Decoded, Fault> {
     let block = Block::open(block)?;
     let mut decoded = Decoded { records: Vec::new(), versions: Vec::new() };
     let mut content_types = ContentTypes::default();
@@ -250,7 +261,7 @@ fn decode(block: Bytes) -> Result<Decoded, Fault> {
         // Its bytes must not keep the whole block in memory.
         let mut record = record.detached();
         record.content_type = record.content_type.map(|declared| content_types.shared(&declared));
-        match version(&record, hash) {
+        match version(&record, hash, with_values) {
             Some(version) => decoded.versions.push(Arc::new(version)),
             None => sound = false,
         }
@@ -264,7 +275,7 @@ fn decode(block: Bytes) -> Result<Decoded, Fault> {
     Ok(decoded)
 }
 
-fn version(record: &Record, hash: u128) -> Option<KeyRecord> {
+fn version(record: &Record, hash: u128, with_value: bool) -> Option<KeyRecord> {
     let head = Head {
         main: record.main,
         create: record.create_revision,
@@ -276,5 +287,6 @@ fn version(record: &Record, hash: u128) -> Option<KeyRecord> {
         sub: record.sub,
     };
     let is_sound = head.is_live() == (record.kind == RecordKind::Put) && !record.key.is_empty();
-    is_sound.then(|| KeyRecord { key: record.key.clone(), head, history: History::None })
+    let slot = if with_value && head.is_live() { Slot::full(record.value.clone()) } else { Slot::default() };
+    is_sound.then(|| KeyRecord { key: record.key.clone(), head, history: History::None, slot })
 }

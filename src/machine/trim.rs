@@ -6,7 +6,6 @@
 //! reader holds a root from before that, the block store.
 //! Invariants: no answer and no hash depends on how far this has come.
 
-use super::index::{History, KeyRecord};
 use super::writer::Machine;
 use crate::model::{Fault, Revision};
 use crate::storage::record::Record;
@@ -73,14 +72,16 @@ impl Machine {
         for at in 0..gone {
             let place = record.history.get(at);
             self.values.store.note_dead(place.main, place.sub);
-            self.values.forget(place.main, place.sub);
+            self.values.forget_former(place);
         }
         if whole {
             self.values.store.note_dead(record.head.main, record.head.sub);
             index.remove(key);
         } else if gone > 0 {
-            let history: History = record.history.without_oldest(gone);
-            index.insert(Arc::new(KeyRecord { key: record.key.clone(), head: record.head.clone(), history }));
+            let trimmed = Arc::new(record.with_history(record.history.without_oldest(gone)));
+            self.values.adopt(&trimmed);
+            index.insert(trimmed);
+            self.values.release(&record);
         }
     }
 }

@@ -175,7 +175,12 @@ impl View {
     /// # Errors
     /// `Compacted` if the version was removed meanwhile.
     pub fn record(&self, prev: PrevRef) -> Result<KeyValue, Failure> {
-        if let Some(record) = self.root.values.get(prev.main, prev.sub, false)? {
+        if let Some(key) = self.root.values.former(prev.main, prev.sub)
+            && let Some(value) = key.slot.get()
+        {
+            return Ok(read::newest(&key, value));
+        }
+        if let Some(record) = self.root.values.store.get(prev.main, prev.sub)? {
             return Ok(read::key_value(&record, false));
         }
         let numbers = self.root.numbers;
@@ -226,7 +231,7 @@ impl View {
             retained_bytes: root.timeline.bytes(),
             used_bytes: root.used_bytes(),
             quota_bytes: root.numbers.quota_bytes,
-            cached_value_bytes: root.values.cached_bytes(),
+            cached_value_bytes: root.values.held_bytes(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::apply::{Applied, Outcome};
 use super::root::{Published, Root};
-use super::values::{Fading, Values};
+use super::values::{Hand, Values};
 use super::view::Reader;
 use crate::model::{Batch, Fault, LogPosition, limits};
 use crate::storage::blocks::BlockStore;
@@ -38,7 +38,7 @@ pub struct Machine {
     pub(super) values: Arc<Values>,
     /// Records of the batch under way, not yet in the block store.
     pub(super) pending: Vec<Arc<Record>>,
-    pub(super) fading: Fading,
+    pub(super) hand: Hand,
     pub(super) content_types: ContentTypes,
     /// Revisions up to here have been through the block store's trim.
     pub(super) store_trimmed: crate::model::Revision,
@@ -63,7 +63,7 @@ impl Machine {
             published: Arc::new(Published::new(root.clone())),
             values: root.values.clone(),
             pending: Vec::new(),
-            fading: Fading::default(),
+            hand: Hand::default(),
             content_types: ContentTypes::default(),
             store_trimmed: root.trimmed,
             root,
@@ -84,6 +84,7 @@ impl Machine {
         }
         applied.revision = self.root.numbers.revision;
         self.values.store.append(std::mem::take(&mut self.pending))?;
+        self.hand.sweep(&self.values, &self.root.index);
         self.advance(at)?;
         Ok(applied)
     }

@@ -270,6 +270,14 @@ impl Consensus {
         self.0.link.applier.watch()
     }
 
+    /// The term, and who leads in it: the part of `state` that every answer carries.
+    #[must_use]
+    pub fn leadership(&self) -> (u64, Option<MemberId>) {
+        let server = self.0.link.raft.server_metrics();
+        let server = server.borrow_watched();
+        (server.vote.leader_id.term, server.current_leader)
+    }
+
     #[must_use]
     pub fn state(&self) -> State {
         let metrics = self.0.link.raft.metrics();

@@ -187,18 +187,18 @@ impl Service {
     }
 
     fn header_at(&self, revision: Revision) -> Header {
-        let state = self.inner.parts.consensus.state();
-        let leader_name = if state.leader == Some(self.inner.member.id) {
+        let (term, leader) = self.inner.parts.consensus.leadership();
+        let leader_name = if leader == Some(self.inner.member.id) {
             Some(Arc::clone(&self.inner.member.name))
         } else {
-            state.leader_member.map(|member| member.name.into())
+            self.inner.parts.consensus.state().leader_member.map(|member| member.name.into())
         };
         Header {
             cluster_id: self.inner.member.cluster_id,
             member_id: self.inner.member.id,
             member_name: Arc::clone(&self.inner.member.name),
             leader_name,
-            term: state.term,
+            term,
             revision,
             staleness_ms: None,
         }

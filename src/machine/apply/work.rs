@@ -12,7 +12,7 @@ use super::super::read::{Source, event};
 use super::super::root::{Lease, Numbers, Root};
 use super::super::writer::Machine;
 use crate::model::{Event, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
-use crate::storage::record::{Record, RecordKind};
+use crate::storage::record::Record;
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use std::sync::Arc;
@@ -75,7 +75,11 @@ impl<'m> Work<'m> {
     /// Puts a key's new state into the index.
     pub(super) fn replace(&mut self, key: KeyRecord, record: Record, former: Former) {
         let name = key.key.clone();
+        self.machine.values.adopt(&key);
         let old = self.machine.root.index.insert(Arc::new(key));
+        if let Some(old) = &old {
+            self.machine.values.release(old);
+        }
         self.undo.push((name, old));
         self.superseded_bytes += former.bytes;
         self.former.push(former);
@@ -107,12 +111,9 @@ impl<'m> Work<'m> {
         let records = &machine.pending[self.first_pending..];
         let events: Arc<[Event]> =
             records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();
-        for (record, former) in records.iter().zip(&self.former) {
-            if record.kind == RecordKind::Put {
-                machine.values.keep(record);
-            }
-            if let Some(place) = former.place.filter(|place| !place.tombstone) {
-                machine.fading.push(&machine.values, place.main, place.sub, former.bytes);
+        for (_, old) in self.undo {
+            if let Some(old) = old.filter(|old| old.head.is_live()) {
+                machine.values.keep_former(old);
             }
         }
         Some(RevisionEvents { revision: self.main, events })
@@ -122,10 +123,16 @@ impl<'m> Work<'m> {
         let machine = self.machine;
         machine.pending.truncate(self.first_pending);
         for (key, old) in self.undo.into_iter().rev() {
-            match old {
-                Some(old) => machine.root.index.insert(old),
+            let new = match old {
+                Some(old) => {
+                    machine.values.adopt(&old);
+                    machine.root.index.insert(old)
+                }
                 None => machine.root.index.remove(&key),
             };
+            if let Some(new) = new {
+                machine.values.release(&new);
+            }
         }
         let Tables { numbers, sum, leases, attached } = self.before;
         machine.root.numbers = numbers;

@@ -1,8 +1,10 @@
 //! One key of the index: its newest version (`Head`) and the places of its older ones.
 //!
-//! Invariants: immutable once in the tree; older versions rise strictly by revision and lie below
-//! the head; a key has at most one version per revision. It must not know values.
+//! Invariants: immutable once in the tree, but for its `Slot`, which decides no answer; older
+//! versions rise strictly by revision and lie below the head; a key has at most one version per
+//! revision. It must not know what values mean.
 
+use super::Slot;
 use crate::model::{LeaseId, Revision};
 use bytes::Bytes;
 use imbl::Vector;
@@ -47,9 +49,15 @@ pub(crate) struct KeyRecord {
     pub(crate) key: Bytes,
     pub(crate) head: Head,
     pub(crate) history: History,
+    pub(crate) slot: Slot,
 }
 
 impl KeyRecord {
+    /// The same key at the same version with another history; the value moves over.
+    pub(crate) fn with_history(&self, history: History) -> Self {
+        Self { key: self.key.clone(), head: self.head.clone(), history, slot: self.slot.moved() }
+    }
+
     /// The version that was the newest at `revision`.
     pub(crate) fn at(&self, revision: Revision) -> Option<Place> {
         if self.head.main <= revision { Some(self.head.place()) } else { self.history.floor(revision) }
@@ -240,6 +248,6 @@ mod tests {
     #[test]
     fn a_key_stays_small() {
         assert_eq!(size_of::<Entry>(), 16);
-        assert!(size_of::<KeyRecord>() <= 128, "{}", size_of::<KeyRecord>());
+        assert!(size_of::<KeyRecord>() <= 176, "{}", size_of::<KeyRecord>());
     }
 }

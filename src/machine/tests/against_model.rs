@@ -245,6 +245,9 @@ fn whole_state(rig: &Rig, model: &Model) {
     assert_eq!(stats.idempotency_records, model.remembered() as u64);
     assert_eq!(stats.used_bytes, model.used());
     hash_made_anew(rig);
+    let in_slots: u64 =
+        rig.machine.root.index.iter(&KeyRange::all(), Direction::Forward, 0).map(|key| key.slot.counted_bytes()).sum();
+    assert_eq!(stats.cached_value_bytes, in_slots);
     let restored = rig.restored();
     let copy = restored.machine.reader().view();
     assert_eq!(copy.state_hash(), view.state_hash());
@@ -257,7 +260,7 @@ fn hash_made_anew(rig: &Rig) {
     let mut sum = Sum::default();
     for range in [KeyRange::all(), KeyRange::prefix("_tenure/")] {
         for live in live_in(root, &range, Direction::Forward, root.numbers.revision, 0) {
-            sum.add(hash::record(&source.fetch(live.place, true).unwrap()));
+            sum.add(hash::record(&source.fetch(live.place).unwrap()));
             if live.key.head.lease != 0 {
                 sum.add(hash::attachment(live.key.head.lease, &live.key.key));
             }

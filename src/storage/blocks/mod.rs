@@ -133,18 +133,43 @@ impl BlockStore {
     /// # Errors
     /// A fault if the order is violated, or the store has failed or is closed.
     pub fn append(&self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
+        let crowded = |state: &State| state.crowding_bytes() >= self.shared.options.pending_bytes_max;
+        self.append_unless(&crowded, records, false)
+    }
+
+    /// As `append`, for records whose bytes the caller keeps in memory anyway: they do not count
+    /// against the bound, so that a restored store serves while the engine is still being filled.
+    /// Only before the first `append`.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn append_restored(&self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
+        self.append_unless(&|_| false, records, true)
+    }
+
+    fn append_unless(
+        &self,
+        crowded: &dyn Fn(&State) -> bool,
+        records: Vec<Arc<Record>>,
+        restored: bool,
+    ) -> Result<(), Fault> {
         if records.is_empty() {
             return Ok(());
         }
         let mut state = self.shared.state.lock();
-        while state.pending_bytes >= self.shared.options.pending_bytes_max && state.usable().is_ok() {
+        while crowded(&state) && state.usable().is_ok() {
             self.shared.progress.wait(&mut state);
         }
         state.usable()?;
+        let (idle, before) = (state.queue.is_empty(), state.pending_bytes);
         let appended = state.append(records);
-        let work = !state.queue.is_empty();
+        let added = state.pending_bytes - before;
+        if restored {
+            state.restored_bytes += added;
+        }
+        let wake = idle && added > 0 || writer::is_worth_a_commit(before + added) && !writer::is_worth_a_commit(before);
         drop(state);
-        if work {
+        if wake {
             self.shared.work.notify_one();
         }
         appended.inspect_err(|fault| self.shared.fail(fault))
@@ -184,13 +209,13 @@ impl BlockStore {
     /// A fault if the store has failed or is closed.
     pub fn settle(&self) -> Result<(), Fault> {
         let mut state = self.shared.state.lock();
-        loop {
-            state.usable()?;
-            if state.is_settled() {
-                return Ok(());
-            }
+        state.settling += 1;
+        self.shared.work.notify_one();
+        while state.usable().is_ok() && !state.is_settled() {
             self.shared.progress.wait(&mut state);
         }
+        state.settling -= 1;
+        state.usable()
     }
 
     /// Ends the write-behind thread and waits for it. Nothing is lost that the log does not have:

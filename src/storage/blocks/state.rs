@@ -95,6 +95,10 @@ pub(super) struct State {
     pub(super) blocks: BTreeMap<Place, BlockInfo>,
     pub(super) pending: BTreeMap<u64, Arc<Sealed>>,
     pub(super) pending_bytes: usize,
+    /// How much of that came by `append_restored`; it is first in the queue.
+    pub(super) restored_bytes: usize,
+    /// Callers that wait for an empty queue.
+    pub(super) settling: usize,
     pub(super) queue: VecDeque<Job>,
     /// Jobs that the writer has taken and not finished.
     pub(super) writing: bool,
@@ -158,6 +162,8 @@ impl State {
             blocks: BTreeMap::new(),
             pending: BTreeMap::new(),
             pending_bytes: 0,
+            restored_bytes: 0,
+            settling: 0,
             queue: VecDeque::new(),
             writing: false,
             tail: Vec::new(),
@@ -190,6 +196,7 @@ impl State {
         fresh.rewrites = self.rewrites;
         fresh.failed = self.failed.take();
         fresh.closed = self.closed;
+        fresh.settling = self.settling;
         // The writer may be in the middle of jobs of the old epoch; it says itself when it is done.
         fresh.writing = self.writing;
         *self = fresh;
@@ -205,6 +212,11 @@ impl State {
 
     pub(super) fn is_settled(&self) -> bool {
         self.queue.is_empty() && !self.writing && self.rewrite.is_none()
+    }
+
+    /// Bytes on their way to the engine that count against the bound.
+    pub(super) fn crowding_bytes(&self) -> usize {
+        self.pending_bytes - self.restored_bytes.min(self.pending_bytes)
     }
 
     pub(super) fn append(&mut self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
@@ -331,6 +343,7 @@ impl State {
     fn no_longer_pending(&mut self, id: u64) {
         if let Some(sealed) = self.pending.remove(&id) {
             self.pending_bytes = self.pending_bytes.saturating_sub(sealed.weight);
+            self.restored_bytes = self.restored_bytes.saturating_sub(sealed.weight);
         }
     }
 
