@@ -11,6 +11,7 @@ use crate::model::{
     Caller, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why, key,
     limits,
 };
+use crate::telemetry::watch::WatchLag;
 use crate::watch::{Closed, WatchItem, WatchSpec, Watcher, events_bytes};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -83,6 +84,19 @@ impl Service {
             ended: false,
         };
         Ok(self.answer(self.header_at(revision), stream, false))
+    }
+
+    /// How far the streams are behind, for a scrape of metrics.
+    #[must_use]
+    pub fn watch_lag(&self) -> WatchLag {
+        let lag = self.inner.parts.hub.lag();
+        let free = self.inner.watch_buffers.available_permits() * ADMISSION_UNIT_BYTES;
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        WatchLag {
+            slowest_revisions: lag.slowest_revisions,
+            catching_up: number(lag.catching_up),
+            buffered_bytes: number(limits::WATCH_BUFFERED_BYTES_MAX.saturating_sub(free)),
+        }
     }
 
     fn begin(&self, view: &View, request: &WatchRequest) -> Result<(Watcher, Option<Listing>), Failure> {

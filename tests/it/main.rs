@@ -1,5 +1,5 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
-//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. And the command
+//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Watches (`watch`). And the command
 //! line (`cli`).
 #![allow(
     clippy::unwrap_used,
@@ -15,4 +15,5 @@ mod openapi;
 mod rest;
 #[path = "../support/mod.rs"]
 mod support;
+mod watch;
 mod wire;
