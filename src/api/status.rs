@@ -215,7 +215,7 @@ fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
             let code = match why {
                 Why::NoLeader => Code::NoLeader,
                 Why::Timeout => Code::Timeout,
-                Why::Overloaded => Code::Throttled,
+                Why::Overloaded | Why::TooManyStreams => Code::Throttled,
                 Why::ShuttingDown => Code::ShuttingDown,
                 Why::NotReady => Code::NotReady,
                 Why::TooStale => Code::TooStale,
@@ -361,7 +361,17 @@ mod tests {
     #[test]
     fn only_an_unknown_outcome_or_a_fault_leaves_it_open_whether_a_write_happened() {
         use Why::*;
-        for why in [NoLeader, Timeout, Overloaded, ShuttingDown, NotReady, TooStale, RevisionNotReached, DiskStalled] {
+        for why in [
+            NoLeader,
+            Timeout,
+            Overloaded,
+            TooManyStreams,
+            ShuttingDown,
+            NotReady,
+            TooStale,
+            RevisionNotReached,
+            DiskStalled,
+        ] {
             let unknown = verdict(&Failure::Unavailable { why, outcome: Outcome::Unknown });
             assert_eq!((unknown.code, unknown.applied), (Code::OutcomeUnknown, Applied::Unknown));
             let refused = verdict(&Failure::not_proposed(why));

@@ -165,7 +165,7 @@ impl View {
     /// newest revision.
     ///
     /// # Errors
-    /// `Compacted` if `from` is not above the compacted revision; a broken store is a fault.
+    /// `Compacted` if `from` is below the compacted revision; a broken store is a fault.
     pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
         Ok(self.source().events(from, max_records)?)
     }

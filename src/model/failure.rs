@@ -55,6 +55,8 @@ pub enum Why {
     RevisionNotReached,
     #[error("this member's disk does not answer")]
     DiskStalled,
+    #[error("as many watch streams and waits are open on this member as it allows")]
+    TooManyStreams,
 }
 
 /// Deterministic refusals: part of the replicated answer, or of validation before it.

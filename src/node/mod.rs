@@ -247,6 +247,8 @@ async fn background(
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
     telemetry::process::register(registry);
+    let lagging = service.clone();
+    telemetry::watch::register(registry, move || lagging.watch_lag());
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {

@@ -11,13 +11,17 @@ mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
+mod watch;
 
 pub use admission::Admission;
 pub use types::*;
+pub use watch::WatchStream;
 
 use crate::env::{Clock, TaskSet};
 use crate::machine::View;
-use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
+use crate::model::{
+    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
+};
 use crate::raft::Consensus;
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
@@ -26,6 +30,7 @@ use admission::Budget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Who this member is, as answers tell it.
@@ -64,6 +69,8 @@ struct Inner {
     parts: Parts,
     member: Member,
     admission: Arc<Budget>,
+    /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
+    watch_buffers: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -77,6 +84,7 @@ impl Service {
             parts,
             member: options.member,
             admission: Arc::new(Budget::new(options.admission_bytes)),
+            watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),

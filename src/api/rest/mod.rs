@@ -15,3 +15,4 @@ pub(crate) mod list;
 pub(crate) mod maintenance;
 pub(crate) mod query;
 pub(crate) mod txn;
+pub(crate) mod watch;

@@ -118,7 +118,7 @@ impl Work<'_> {
             value: Bytes::new(),
         };
         let head = Head { main, create: 0, version: 0, lease: 0, content_type: None, hash: [0; 2], value_size: 0, sub };
-        // A tombstone is history from the start: compaction to its own revision removes it.
+        // A tombstone is history from the start. The one revision it outlives its own compaction by is not counted.
         self.superseded_bytes += logical_bytes(old.key.len(), 0, None);
         self.supersede(Some(old), head, record);
         Ok(())
