@@ -184,6 +184,11 @@ impl<'q, 'a> Scalars<'q, 'a> {
         self.fields.refuse_later(names)
     }
 
+    /// A member of the body that is read elsewhere.
+    pub(crate) fn skip(&mut self, name: &'static str) {
+        self.fields.take(name);
+    }
+
     pub(crate) fn int(&mut self, name: &'static str) -> Result<Option<i64>, Problem> {
         agree(name, self.query.int(name)?, self.fields.int(name)?)
     }
