@@ -11,6 +11,7 @@
 mod cli;
 mod contract;
 mod hostile;
+mod leases;
 mod openapi;
 mod rest;
 #[path = "../support/mod.rs"]
