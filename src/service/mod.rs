@@ -7,6 +7,8 @@
 
 mod admission;
 pub mod compactor;
+pub mod leases;
+pub mod lessor;
 mod reads;
 mod snapshot;
 pub mod types;
@@ -14,10 +16,12 @@ mod validate;
 mod watch;
 
 pub use admission::Admission;
+pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
+pub use lessor::Lessor;
 pub use types::*;
 pub use watch::WatchStream;
 
-use crate::env::{Clock, TaskSet};
+use crate::env::{Clock, Entropy, TaskSet};
 use crate::machine::View;
 use crate::model::{
     Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
@@ -54,6 +58,8 @@ pub struct Parts {
     pub snapshots: SnapshotStore,
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub lessor: Arc<Lessor>,
     pub tasks: TaskSet,
     pub metrics: Metrics,
 }
@@ -113,10 +119,14 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
-            return Err(Rejection::DiskFull.into());
+        if validate::grows(&txn) {
+            self.ensure_disk_room()?;
         }
         self.propose(context, Command::Txn(txn), idempotency).await
+    }
+
+    fn ensure_disk_room(&self) -> Result<(), Rejection> {
+        if self.inner.disk_low.load(Ordering::Relaxed) { Err(Rejection::DiskFull) } else { Ok(()) }
     }
 
     /// One operation, unconditionally: `txn` with only that one in `success`.
@@ -299,8 +309,11 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         Reply::Compact { revision, .. }
         | Reply::LeaseGranted { revision, .. }
         | Reply::LeaseRevoked { revision, .. }
+        | Reply::LeasesExpired { revision, .. }
+        | Reply::LeaseRenewed { revision, .. }
+        | Reply::Ttl { revision, .. }
         | Reply::Outcome { revision, .. } => Some(*revision),
-        Reply::FeatureLevel { .. } | Reply::Quota { .. } => None,
+        Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
 }
 

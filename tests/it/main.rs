@@ -11,6 +11,7 @@
 mod cli;
 mod contract;
 mod hostile;
+mod leases;
 mod openapi;
 mod reload;
 mod rest;
