@@ -92,6 +92,10 @@ impl Slot {
         Self(Mutex::new(Content { value, used, counted: false, reattached: !as_stored }))
     }
 
+    pub(crate) fn reattach(&self) {
+        self.0.lock().reattached = true;
+    }
+
     /// The key is what its stored version says.
     pub(crate) fn is_as_stored(&self) -> bool {
         !self.0.lock().reattached
