@@ -13,5 +13,6 @@ pub(crate) mod keys;
 pub(crate) mod kv;
 pub(crate) mod list;
 pub(crate) mod maintenance;
+mod media;
 pub(crate) mod query;
 pub(crate) mod txn;
