@@ -28,7 +28,7 @@ pub(crate) struct Call {
     /// axum's body is not `Sync`, and handlers hold a `&Call` while they wait.
     pub(crate) body: Option<SyncWrapper<axum::body::Body>>,
     pub(crate) operation: Operation,
-    /// Where `{key}` begins in the path.
+    /// Where `{key}` or `{id}` begins in the path.
     pub(crate) rest: usize,
     pub(crate) request_id: String,
     /// Of the request's body; handed on to the answer's.
@@ -52,7 +52,14 @@ pub(crate) const READ: &[&str] = &["consistency", "max_staleness", "min_revision
 impl Call {
     /// Parses the query against the operation's names. `pretty` is known from here on.
     pub(crate) fn query(&mut self, names: &Names) -> Result<Query, Problem> {
-        let query = Query::parse(self.parts.uri.query(), names)?;
+        self.parsed(Query::parse(self.parts.uri.query(), names)?)
+    }
+
+    pub(crate) fn query_repeating(&mut self, names: &Names, repeatable: &[&str]) -> Result<Query, Problem> {
+        self.parsed(Query::parse_repeating(self.parts.uri.query(), names, repeatable)?)
+    }
+
+    fn parsed(&mut self, query: Query) -> Result<Query, Problem> {
         self.pretty = query.flag("pretty")?;
         Ok(query)
     }

@@ -14,6 +14,7 @@ pub(crate) enum Code {
     BadCursor,
     RevisionInFuture,
     DuplicateKey,
+    BadTtl,
     Forbidden,
     CrossSite,
     KeyNotFound,
@@ -30,6 +31,7 @@ pub(crate) enum Code {
     Overflow,
     NotJson,
     LeaseExists,
+    SharedLease,
     KeyExists,
     Compacted,
     PreconditionFailed,
@@ -82,7 +84,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 39] = {
+    pub(super) const ALL: [Code; 41] = {
         use Code::*;
         [
             InvalidParameter,
@@ -92,6 +94,7 @@ impl Code {
             BadCursor,
             RevisionInFuture,
             DuplicateKey,
+            BadTtl,
             Forbidden,
             CrossSite,
             KeyNotFound,
@@ -108,6 +111,7 @@ impl Code {
             Overflow,
             NotJson,
             LeaseExists,
+            SharedLease,
             KeyExists,
             Compacted,
             PreconditionFailed,
@@ -140,6 +144,9 @@ impl Code {
                 .hint("to wait for a revision to arrive here, use `min_revision`"),
             Self::DuplicateKey => row(400, "duplicate-key", "Key written twice")
                 .hint("a transaction writes each key at most once per branch"),
+            Self::BadTtl => {
+                row(400, "bad-ttl", "Bad TTL").hint("a TTL is between 1s and 8760h (365 days), for example ttl=30s")
+            }
             Self::Forbidden => row(403, "forbidden", "Forbidden"),
             Self::CrossSite => {
                 row(403, "cross-site", "Refused for a browser").hint("allow the page's origin with --cors-origin")
@@ -160,6 +167,8 @@ impl Code {
             Self::Overflow => row(409, "overflow", "Counter overflow"),
             Self::NotJson => row(409, "not-json", "Not JSON").hint("a merge patch needs a stored value that is JSON"),
             Self::LeaseExists => row(409, "lease-exists", "Lease exists"),
+            Self::SharedLease => row(409, "shared-lease", "Shared lease")
+                .hint("the key is on a lease of its own accord: keep that lease alive instead"),
             Self::KeyExists => {
                 row(409, "key-exists", "Key exists").hint("use on_conflict=skip or on_conflict=overwrite")
             }
@@ -215,7 +224,7 @@ fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
             let code = match why {
                 Why::NoLeader => Code::NoLeader,
                 Why::Timeout => Code::Timeout,
-                Why::Overloaded => Code::Throttled,
+                Why::Overloaded | Why::TooManyStreams => Code::Throttled,
                 Why::ShuttingDown => Code::ShuttingDown,
                 Why::NotReady => Code::NotReady,
                 Why::TooStale => Code::TooStale,
@@ -286,6 +295,13 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
         Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::SharedLease { key, lease } => {
+            members.key(key);
+            members.text("lease", &format!("{lease:016x}"));
+            Code::SharedLease
+        }
+        // Only what the lessor proposes can be late for its term, and nobody is answered with it.
+        Rejection::StaleTerm { .. } => Code::NoLeader,
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -307,6 +323,7 @@ mod tests {
 400 bad-cursor
 400 revision-in-future
 400 duplicate-key
+400 bad-ttl
 403 forbidden
 403 cross-site
 404 key-not-found
@@ -323,6 +340,7 @@ mod tests {
 409 overflow
 409 not-json
 409 lease-exists
+409 shared-lease
 409 key-exists
 410 compacted
 412 precondition-failed
@@ -361,7 +379,17 @@ mod tests {
     #[test]
     fn only_an_unknown_outcome_or_a_fault_leaves_it_open_whether_a_write_happened() {
         use Why::*;
-        for why in [NoLeader, Timeout, Overloaded, ShuttingDown, NotReady, TooStale, RevisionNotReached, DiskStalled] {
+        for why in [
+            NoLeader,
+            Timeout,
+            Overloaded,
+            TooManyStreams,
+            ShuttingDown,
+            NotReady,
+            TooStale,
+            RevisionNotReached,
+            DiskStalled,
+        ] {
             let unknown = verdict(&Failure::Unavailable { why, outcome: Outcome::Unknown });
             assert_eq!((unknown.code, unknown.applied), (Code::OutcomeUnknown, Applied::Unknown));
             let refused = verdict(&Failure::not_proposed(why));

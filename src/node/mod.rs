@@ -21,7 +21,7 @@ use crate::model::{Caller, Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, DiskStall, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
-use crate::service::{self, Context, Service};
+use crate::service::{self, Context, Lessor, Service, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::Checked;
@@ -100,17 +100,24 @@ pub fn run(config: Checked, reread: Reread) -> Result<(), NodeError> {
     result
 }
 
-/// The hub as the apply path sees it.
+/// The hub and the lessor as the apply path sees them.
 #[derive(Debug)]
-struct Watchers(Hub);
+struct Watchers {
+    hub: Hub,
+    lessor: Arc<Lessor>,
+}
 
 impl Publisher for Watchers {
     fn publish(&self, revisions: &[RevisionEvents]) {
-        self.0.publish(revisions);
+        self.hub.publish(revisions);
+    }
+
+    fn leases(&self, changes: &[machine::LeaseChange]) {
+        self.lessor.note(changes);
     }
 
     fn reset(&self, revision: Revision) {
-        self.0.reset(revision);
+        self.hub.reset(revision);
     }
 }
 
@@ -131,6 +138,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
     let disk = disk_stall(&config, &clock);
     let stores = stores::open(&data, &clock, &metrics, &disk)?;
+    let lessor = Arc::new(Lessor::new(clock.clone()));
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
         return Err(NodeError::LogLost);
@@ -142,7 +150,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         new_store: stores.new_store,
         machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
         transport: Arc::new(NoPeers),
-        publisher: Arc::new(Watchers(hub.clone())),
+        publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),
         metrics: metrics.clone(),
         tasks: tasks.clone(),
@@ -163,6 +171,8 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
             snapshots,
             hub,
             clock: clock.clone(),
+            entropy: entropy.clone(),
+            lessor: lessor.clone(),
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         },
@@ -171,6 +181,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let (settings, in_effect) = watch::channel(config.clone());
     let auto_compact = watch::channel(reload::auto_compact(&config)).0;
     background(&in_effect, auto_compact.subscribe(), &service, &tasks).await;
+    tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);
     let shown = watch::channel(reload::shown(&config)).0;
@@ -247,6 +258,8 @@ async fn background(
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
     telemetry::process::register(registry);
+    let lagging = service.clone();
+    telemetry::watch::register(registry, move || lagging.watch_lag());
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {

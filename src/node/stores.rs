@@ -119,8 +119,7 @@ impl History for LateHistory {
     }
 
     fn compacted_revision(&self) -> Revision {
-        // The hub asks for the first revision whose events are whole.
-        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision() + 1)
+        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision())
     }
 
     fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {

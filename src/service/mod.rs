@@ -7,17 +7,25 @@
 
 mod admission;
 pub mod compactor;
+pub mod leases;
+pub mod lessor;
 mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
+mod watch;
 
 pub use admission::Admission;
+pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
+pub use lessor::Lessor;
 pub use types::*;
+pub use watch::WatchStream;
 
-use crate::env::{Clock, TaskSet};
+use crate::env::{Clock, Entropy, TaskSet};
 use crate::machine::View;
-use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
+use crate::model::{
+    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
+};
 use crate::raft::Consensus;
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
@@ -26,6 +34,7 @@ use admission::Budget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Who this member is, as answers tell it.
@@ -49,6 +58,8 @@ pub struct Parts {
     pub snapshots: SnapshotStore,
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub lessor: Arc<Lessor>,
     pub tasks: TaskSet,
     pub metrics: Metrics,
 }
@@ -64,6 +75,8 @@ struct Inner {
     parts: Parts,
     member: Member,
     admission: Arc<Budget>,
+    /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
+    watch_buffers: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -77,6 +90,7 @@ impl Service {
             parts,
             member: options.member,
             admission: Arc::new(Budget::new(options.admission_bytes)),
+            watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
@@ -105,10 +119,14 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
-            return Err(Rejection::DiskFull.into());
+        if validate::grows(&txn) {
+            self.ensure_disk_room()?;
         }
         self.propose(context, Command::Txn(txn), idempotency).await
+    }
+
+    fn ensure_disk_room(&self) -> Result<(), Rejection> {
+        if self.inner.disk_low.load(Ordering::Relaxed) { Err(Rejection::DiskFull) } else { Ok(()) }
     }
 
     /// One operation, unconditionally: `txn` with only that one in `success`.
@@ -291,8 +309,11 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         Reply::Compact { revision, .. }
         | Reply::LeaseGranted { revision, .. }
         | Reply::LeaseRevoked { revision, .. }
+        | Reply::LeasesExpired { revision, .. }
+        | Reply::LeaseRenewed { revision, .. }
+        | Reply::Ttl { revision, .. }
         | Reply::Outcome { revision, .. } => Some(*revision),
-        Reply::FeatureLevel { .. } | Reply::Quota { .. } => None,
+        Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
 }
 

@@ -118,6 +118,15 @@ impl Node {
         self.signal(rustix::process::Signal::HUP);
     }
 
+    /// SIGSTOP: it stands still until `resume`.
+    pub(crate) fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, signal).expect("the child is there");
