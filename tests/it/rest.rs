@@ -385,3 +385,24 @@ async fn only_a_media_type_is_stored_as_one() {
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
     assert!(answer.text().await.unwrap().contains("content_type"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_say_what_the_store_holds() {
+    let api = Api::start().await;
+    for key in ["a", "b", "a"] {
+        api.put(key, &"x".repeat(100)).await;
+    }
+    api.request("POST", "/v1/compact?keep_revisions=1").send().await.unwrap();
+    let page = api.get("/metrics").await.text().await.unwrap();
+    let metric = |name: &str| -> u64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    };
+    let status = api.json("/v1/status").await;
+    assert_eq!(metric("tenure_store_keys"), 2);
+    assert_eq!(metric("tenure_store_revision"), status["revision"].as_u64().unwrap());
+    assert_eq!(metric("tenure_store_compacted_revision"), status["compacted_revision"].as_u64().unwrap());
+    assert!(metric("tenure_store_compacted_revision") > 0);
+    assert_eq!(metric("tenure_store_logical_bytes"), status["db_bytes_in_use"].as_u64().unwrap());
+    assert!(metric("tenure_store_logical_bytes") > 200);
+}
