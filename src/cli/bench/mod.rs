@@ -50,8 +50,8 @@ fn mix(command: &BenchCommand) -> Mix {
             Some(keys) => Mix::Txn { keys },
             None => Mix::Put,
         },
-        BenchCommand::Get(get) => Mix::Reads { percent: 100, stale: get.stale },
-        BenchCommand::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.stale },
+        BenchCommand::Get(get) => Mix::Reads { percent: 100, stale: get.read.stale },
+        BenchCommand::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.read.stale },
     }
 }
 
@@ -61,8 +61,8 @@ async fn measure(command: &BenchCommand, session: &mut Session) -> Result<(), Cl
     let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
         BenchCommand::Put(_) => false,
-        BenchCommand::Get(get) => !get.no_fill,
-        BenchCommand::Mixed(mixed) => !mixed.no_fill,
+        BenchCommand::Get(get) => !get.read.no_fill,
+        BenchCommand::Mixed(mixed) => !mixed.read.no_fill,
     };
     if needs_keys {
         plan.run(&Phase::fill(load.key_space, FILL_TXN_KEYS), "filling")
