@@ -547,12 +547,49 @@ pub(super) struct Man {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
+    #[command(flatten)]
+    Loop(BenchLoop),
+    /// Follow keys with many streams while they are written
+    Watch(BenchWatch),
+}
+
+/// Connections that each send one request after the other.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchLoop {
     /// Write
     Put(BenchPut),
     /// Read single keys
     Get(BenchGet),
     /// Read and write
     Mixed(BenchMixed),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchWatch {
+    /// Streams, each on a connection of its own
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(super) streams: u64,
+    /// Writes a second
+    #[arg(long, value_name = "OPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) rate: u64,
+    /// How long to write
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(super) duration: Duration,
+    /// Distinct keys; streams and writes are dealt to them in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) key_space: u64,
+    /// Bytes of a key
+    #[arg(long, value_name = "BYTES", default_value_t = 32, value_parser = clap::value_parser!(u64).range(8..=4096))]
+    pub(super) key_size: u64,
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    pub(super) value_size: u64,
+    /// What the keys begin with
+    #[arg(long, value_name = "PREFIX", default_value = "w/")]
+    pub(super) key_prefix: String,
+    /// Threads of the load generator
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(super) threads: u64,
 }
 
 #[derive(Debug, Args)]
