@@ -68,6 +68,12 @@ impl Client {
         &self.options.endpoints
     }
 
+    /// Asks another endpoint first from now on: this one does not answer.
+    pub fn prefer_next(&self) {
+        let next = (self.current.load(Ordering::Relaxed) + 1) % self.options.endpoints.len();
+        self.current.store(next, Ordering::Relaxed);
+    }
+
     /// What has been tried since the last call.
     #[must_use]
     pub fn take_attempts(&self) -> Vec<Attempt> {
