@@ -2,11 +2,13 @@
 
 use super::connection::{Activity, Counted, Patience, Quiet, Socket};
 use crate::env::TaskSet;
+use crate::model::limits;
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::SockRef;
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -147,7 +149,11 @@ where
     B: Body<Data = hyper::body::Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    if let Err(error) = stream.set_nodelay(true) {
+    let prepared = stream.set_nodelay(true).and_then(|()| {
+        // A peer that vanished is noticed by what it does not acknowledge, whoever still writes to it.
+        SockRef::from(&stream).set_tcp_user_timeout(Some(Duration::from_secs(limits::PEER_TIMEOUT_S)))
+    });
+    if let Err(error) = prepared {
         tracing::debug!(%error, "connection lost before its first request");
         return;
     }

@@ -11,6 +11,7 @@ use crate::client::{Entry, Method, Request};
 use owo_colors::Style;
 use serde::Serialize;
 use serde_json::json;
+use std::time::Duration;
 
 /// A whole listing, in the shape of one page.
 #[derive(Debug, Serialize)]
@@ -71,6 +72,8 @@ fn meta(session: &mut Session, entry: &Entry) -> Result<(), CliError> {
     ];
     rows.extend(entry.content_type.clone().map(|content_type| ("content_type", content_type)));
     rows.extend(entry.lease.clone().map(|lease| ("lease", lease)));
+    let ttl = entry.ttl_ms.map(|ttl_ms| duration_text(Duration::from_millis(ttl_ms)));
+    rows.extend(ttl.map(|ttl| ("ttl", ttl)));
     rows.push(("size", entry.value_len().to_string()));
     rows.push(("value", shown(&entry.value_bytes())));
     for (name, value) in rows {
