@@ -2,12 +2,15 @@
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 
 /// Cheap to clone: every metric is a shared handle.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub wal_fsync: Histogram,
     pub wal_bytes: Counter,
+    pub wal_stall: Gauge<f64, AtomicU64>,
+    pub wal_stalls: Counter,
     pub proposals_committed: Counter,
     pub proposals_failed: Counter,
     pub proposals_pending: Gauge,
@@ -51,6 +54,7 @@ impl Metrics {
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
         let leases_expired = counter("leases_expired", "Leases that this member, leading, found run out and ended");
         let lease_keepalives = counter("lease_keepalives", "Renewals of leases that were answered");
+        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let wal_bytes = Counter::default();
         registry.register_with_unit("wal_written", "Bytes written to the log", Unit::Bytes, wal_bytes.clone());
         let mut gauge = |name: &str, help: &str| {
@@ -72,6 +76,9 @@ impl Metrics {
             Unit::Bytes,
             logical_bytes.clone(),
         );
+        let wal_stall = Gauge::<f64, AtomicU64>::default();
+        let help = "How long the log's disk has not answered; 0 below two election timeouts";
+        registry.register_with_unit("wal_stall", help, Unit::Seconds, wal_stall.clone());
         let mut seconds = |name: &str, help: &str| {
             let metric = Histogram::new(SECONDS);
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
@@ -87,6 +94,8 @@ impl Metrics {
         Self {
             wal_fsync,
             wal_bytes,
+            wal_stall,
+            wal_stalls,
             proposals_committed,
             proposals_failed,
             proposals_pending,

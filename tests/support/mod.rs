@@ -123,9 +123,18 @@ impl Node {
         self.signal(rustix::process::Signal::CONT);
     }
 
+    pub(crate) fn signal_hangup(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, signal).expect("the child is there");
+    }
+
+    /// The last lines of what the server has said.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     /// SIGKILL, as a crash.

@@ -28,7 +28,7 @@ const TENURE_CREATE_REVISION: HeaderName = HeaderName::from_static("tenure-creat
 const TENURE_VERSION: HeaderName = HeaderName::from_static("tenure-version");
 const TENURE_LEASE: HeaderName = HeaderName::from_static("tenure-lease");
 const TENURE_TTL_MS: HeaderName = HeaderName::from_static("tenure-ttl-ms");
-const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
+pub(super) const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
 const TENURE_FENCE: &str = "tenure-fence";
 
 const GET: Names = Names { allowed: &[&["revision", "format", "wait"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };

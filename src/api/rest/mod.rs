@@ -18,3 +18,4 @@ pub(crate) mod maintenance;
 pub(crate) mod query;
 pub(crate) mod ttl;
 pub(crate) mod txn;
+pub(crate) mod watch;
