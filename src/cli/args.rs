@@ -104,6 +104,11 @@ pub(super) enum Command {
     Txn(Txn),
     /// Add to a counter and print its new value
     Incr(Incr),
+    /// Show, set or clear the time that a key has left
+    Ttl(Ttl),
+    /// Grant leases, which end with their keys unless they are kept alive
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Show the state of each endpoint
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10
@@ -202,6 +207,15 @@ pub(super) struct Put {
     /// Stored with the value and given back with it
     #[arg(long, value_name = "TYPE")]
     pub(super) content_type: Option<String>,
+    /// Delete the key when this time has passed; never early
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) ttl: Option<Duration>,
+    /// Attach the key to this lease: it goes when the lease ends
+    #[arg(long, value_name = "ID", conflicts_with = "ttl")]
+    pub(super) lease: Option<String>,
+    /// Leave the key's TTL or lease as it is
+    #[arg(long, conflicts_with_all = ["ttl", "lease"])]
+    pub(super) keep_ttl: bool,
     #[command(flatten)]
     pub(super) retry: Retry,
 }
@@ -414,8 +428,93 @@ pub(super) struct Incr {
     /// Stop at the bound instead of failing
     #[arg(long)]
     pub(super) clamp: bool,
+    /// Delete the counter when this time has passed since its last addition
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) ttl: Option<Duration>,
     #[command(flatten)]
     pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ttl {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// Give it this long from now on; no new revision, no watcher wakes
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) set: Option<Duration>,
+    /// Make it stay
+    #[arg(long, conflicts_with = "set")]
+    pub(super) clear: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseCommand {
+    /// Grant a lease and print its id
+    Grant(LeaseGrant),
+    /// List leases
+    Ls(LeaseLs),
+    /// Show a lease
+    Get(LeaseGet),
+    /// Give a lease its whole TTL again
+    Keepalive(LeaseId),
+    /// Keep a lease alive until this command ends, then revoke it
+    Hold(LeaseHold),
+    /// End a lease and delete its keys
+    Revoke(LeaseId),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseGrant {
+    /// Its time to live, such as 15s
+    #[arg(value_name = "TTL", value_parser = parse::duration)]
+    pub(super) ttl: Duration,
+    /// What people call it
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Its id, 1 to 16 hexadecimal digits; a random one by default
+    #[arg(long)]
+    pub(super) id: Option<String>,
+    /// A JSON object to note with it
+    #[arg(long, value_name = "JSON")]
+    pub(super) metadata: Option<String>,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseLs {
+    /// Only leases whose name begins with this
+    #[arg(value_name = "PREFIX")]
+    pub(super) prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseGet {
+    #[command(flatten)]
+    pub(super) lease: LeaseId,
+    /// Also list its keys
+    #[arg(long)]
+    pub(super) keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseId {
+    /// The lease's id
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseHold {
+    #[command(flatten)]
+    pub(super) lease: LeaseId,
+    /// Do not revoke it at the end: it runs out by itself
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Time between renewals; a third of the TTL by default
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) every: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -228,7 +228,7 @@ impl Restore {
             }
             if let Some(key) = Arc::get_mut(&mut newest) {
                 if key.head.lease != lease {
-                    key.slot.reattach();
+                    key.slot.rehang();
                 }
                 key.head.lease = lease;
                 key.history = History::from_places(older.into_iter());

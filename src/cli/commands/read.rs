@@ -76,6 +76,8 @@ fn meta(session: &mut Session, entry: &Entry) -> Result<(), CliError> {
     ];
     rows.extend(entry.content_type.clone().map(|content_type| ("content_type", content_type)));
     rows.extend(entry.lease.clone().map(|lease| ("lease", lease)));
+    let ttl = entry.ttl_ms.map(|ttl_ms| duration_text(Duration::from_millis(ttl_ms)));
+    rows.extend(ttl.map(|ttl| ("ttl", ttl)));
     rows.push(("size", entry.value_len().to_string()));
     rows.push(("value", shown(&entry.value_bytes())));
     for (name, value) in rows {
