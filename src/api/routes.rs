@@ -10,7 +10,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 pub struct Route {
     /// Upper case, as on the wire.
     pub method: &'static str,
-    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included.
+    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included, `{id}` one.
     pub path: &'static str,
     pub operation_id: &'static str,
 }
@@ -42,6 +42,15 @@ routes! {
     HistoryGet GET "/v1/history/{key}" "historyGet",
     CounterGet GET "/v1/counters/{key}" "counterGet",
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
+    TtlGet GET "/v1/ttl/{key}" "ttlGet",
+    TtlPut PUT "/v1/ttl/{key}" "ttlPut",
+    TtlDelete DELETE "/v1/ttl/{key}" "ttlDelete",
+    LeaseGrant POST "/v1/leases" "leaseGrant",
+    LeaseList GET "/v1/leases" "leaseList",
+    LeaseGet GET "/v1/leases/{id}" "leaseGet",
+    LeaseRevoke DELETE "/v1/leases/{id}" "leaseRevoke",
+    LeaseKeepalive POST "/v1/leases/{id}/keepalive" "leaseKeepalive",
+    LeaseHold POST "/v1/leases/{id}/hold" "leaseHold",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
     StatusGet GET "/v1/status" "statusGet",
@@ -71,7 +80,9 @@ impl Operation {
     /// True if it can change the store, so that a failure must say whether it did.
     pub(crate) fn mutates(self) -> bool {
         use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
+        use Operation::{LeaseGrant, LeaseHold, LeaseKeepalive, LeaseRevoke, TtlDelete, TtlPut};
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
+            || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
@@ -108,7 +119,7 @@ fn paths() -> Vec<Path> {
 /// What a method and a path name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// `rest` is where in the path the `{key}` begins.
+    /// `rest` is where in the path the `{key}` or `{id}` begins.
     Operation {
         operation: Operation,
         rest: usize,
@@ -133,7 +144,7 @@ where
     for path in paths() {
         let mut methods = MethodRouter::new().fallback(endpoint(Found::OtherMethods(methods(&path))));
         for &(method, operation) in &path.operations {
-            let found = Found::Operation { operation, rest: path.text.len() };
+            let found = Found::Operation { operation, rest: path.text.find('{').unwrap_or(path.text.len()) };
             // axum's filter for GET takes HEAD too; a stream's HEAD is refused.
             if method == "GET" && operation.streams() {
                 methods = methods.on(MethodFilter::HEAD, endpoint(Found::OtherMethods(vec!["GET"])));
@@ -195,8 +206,8 @@ mod tests {
     #[test]
     fn every_route_finds_itself() {
         for (route, &operation) in ROUTES.iter().zip(Operation::ALL) {
-            let path = route.path.replace("{key}", "a/b//c/%FF%00/");
-            let rest = route.path.find("{key}").unwrap_or(route.path.len());
+            let path = route.path.replace("{key}", "a/b//c/%FF%00/").replace("{id}", "7f");
+            let rest = route.path.find('{').unwrap_or(route.path.len());
             assert_eq!(find(route.method, &path), Found::Operation { operation, rest }, "{route:?}");
             assert_eq!(ROUTES[operation.index()].operation_id, route.operation_id);
         }

@@ -603,12 +603,8 @@ pub(super) struct BenchPut {
 
 #[derive(Debug, Args)]
 pub(super) struct BenchGet {
-    /// Read any member's state, even if it lags
-    #[arg(long)]
-    pub(super) stale: bool,
-    /// The keys are there already: do not write them first
-    #[arg(long)]
-    pub(super) no_fill: bool,
+    #[command(flatten)]
+    pub(super) read: BenchRead,
     #[command(flatten)]
     pub(super) load: BenchLoad,
 }
@@ -618,14 +614,20 @@ pub(super) struct BenchMixed {
     /// Reads among 100 operations
     #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u64).range(0..=100))]
     pub(super) reads: u64,
+    #[command(flatten)]
+    pub(super) read: BenchRead,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchRead {
     /// Read any member's state, even if it lags
     #[arg(long)]
     pub(super) stale: bool,
     /// The keys are there already: do not write them first
     #[arg(long)]
     pub(super) no_fill: bool,
-    #[command(flatten)]
-    pub(super) load: BenchLoad,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -53,6 +53,8 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("this member's disk does not answer")]
+    DiskStalled,
     #[error("as many watch streams and waits are open on this member as it allows")]
     TooManyStreams,
 }
@@ -100,6 +102,10 @@ pub enum Rejection {
     PermissionDenied,
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
+    #[error("the key is attached to lease {lease:x}, which is not its own")]
+    SharedLease { key: Bytes, lease: LeaseId },
+    #[error("proposed in term {proposed}, applied in term {current}")]
+    StaleTerm { proposed: u64, current: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Error)]

@@ -52,13 +52,6 @@ pub struct Answer<T> {
     pub replayed: bool,
 }
 
-/// Holds a share of the member's byte budget until dropped.
-#[derive(Debug)]
-#[must_use]
-pub struct Admission {
-    pub(super) _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompactTarget {
     Revision(Revision),
@@ -148,7 +141,7 @@ pub struct HashReply {
 #[derive(Debug)]
 pub struct SnapshotStream {
     pub revision: Revision,
-    pub size_hint: Option<u64>,
+    pub length: u64,
     pub chunks: tokio::sync::mpsc::Receiver<Result<Bytes, crate::model::Fault>>,
 }
 

@@ -5,7 +5,7 @@
 //! everything that is handed out; a stream holds what it handed out last and nothing else, within the
 //! member's budget; nothing is skipped, and what cannot be said any more is said to be missing.
 
-use super::{ADMISSION_UNIT_BYTES, Answer, Change, Context, OnCompacted, Service, WatchRequest, WatchStart, WatchStep};
+use super::{Answer, Change, Context, OnCompacted, Service, WatchRequest, WatchStart, WatchStep};
 use crate::machine::View;
 use crate::model::{
     Caller, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why, key,
@@ -18,6 +18,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Interval, MissedTickBehavior};
+
+/// What watch buffers are counted in; a semaphore counts in `u32`.
+pub(super) const BUFFER_UNIT_BYTES: usize = 1024;
 
 /// How long a stream waits for its share of the budget: those whose readers have stalled are cut off.
 const BUFFER_WAIT: Duration = Duration::from_secs(10);
@@ -90,7 +93,7 @@ impl Service {
     #[must_use]
     pub fn watch_lag(&self) -> WatchLag {
         let lag = self.inner.parts.hub.lag();
-        let free = self.inner.watch_buffers.available_permits() * ADMISSION_UNIT_BYTES;
+        let free = self.inner.watch_buffers.available_permits() * BUFFER_UNIT_BYTES;
         let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         WatchLag {
             slowest_revisions: lag.slowest_revisions,
@@ -299,8 +302,8 @@ impl WatchStream {
 
     /// Takes a share of the member's budget for what is about to be handed out.
     async fn buffer(&mut self, bytes: usize) -> Result<(), Failure> {
-        let all = limits::WATCH_BUFFERED_BYTES_MAX / ADMISSION_UNIT_BYTES;
-        let units = u32::try_from(bytes.div_ceil(ADMISSION_UNIT_BYTES).clamp(1, all)).unwrap_or(u32::MAX);
+        let all = limits::WATCH_BUFFERED_BYTES_MAX / BUFFER_UNIT_BYTES;
+        let units = u32::try_from(bytes.div_ceil(BUFFER_UNIT_BYTES).clamp(1, all)).unwrap_or(u32::MAX);
         let share = std::sync::Arc::clone(&self.service.inner.watch_buffers).acquire_many_owned(units);
         match tokio::time::timeout(BUFFER_WAIT, share).await {
             Ok(Ok(share)) => {

@@ -59,8 +59,8 @@ fn mix(command: &BenchLoop) -> Mix {
             Some(keys) => Mix::Txn { keys },
             None => Mix::Put,
         },
-        BenchLoop::Get(get) => Mix::Reads { percent: 100, stale: get.stale },
-        BenchLoop::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.stale },
+        BenchLoop::Get(get) => Mix::Reads { percent: 100, stale: get.read.stale },
+        BenchLoop::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.read.stale },
     }
 }
 
@@ -70,8 +70,8 @@ async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliEr
     let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
         BenchLoop::Put(_) => false,
-        BenchLoop::Get(get) => !get.no_fill,
-        BenchLoop::Mixed(mixed) => !mixed.no_fill,
+        BenchLoop::Get(get) => !get.read.no_fill,
+        BenchLoop::Mixed(mixed) => !mixed.read.no_fill,
     };
     if needs_keys {
         plan.run(&Phase::fill(load.key_space, FILL_TXN_KEYS), "filling")

@@ -20,6 +20,8 @@ struct Content {
     counted: bool,
     /// Read since the last look of whoever evicts.
     used: bool,
+    /// The key was attached elsewhere since it was written: the stored version says otherwise.
+    reattached: bool,
 }
 
 impl Content {
@@ -43,7 +45,7 @@ pub(crate) struct Change {
 
 impl Slot {
     pub(crate) fn full(value: Bytes) -> Self {
-        Self(Mutex::new(Content { value: Some(value), counted: false, used: false }))
+        Self(Mutex::new(Content { value: Some(value), ..Content::default() }))
     }
 
     /// The value, for a reader.
@@ -84,9 +86,19 @@ impl Slot {
 
     /// A slot for the key's successor, with the value if it was here. What is counted stays counted
     /// with this one until `count` says otherwise, so the sum may be too high for a moment.
-    pub(super) fn moved(&self) -> Self {
+    pub(super) fn moved(&self, as_stored: bool) -> Self {
         let content = self.0.lock();
-        Self(Mutex::new(Content { value: content.value.clone(), counted: false, used: content.used }))
+        let (value, used) = (content.value.clone(), content.used);
+        Self(Mutex::new(Content { value, used, counted: false, reattached: !as_stored }))
+    }
+
+    pub(crate) fn reattach(&self) {
+        self.0.lock().reattached = true;
+    }
+
+    /// The key is what its stored version says.
+    pub(crate) fn is_as_stored(&self) -> bool {
+        !self.0.lock().reattached
     }
 
     fn change(&self, change: impl FnOnce(&mut Content)) -> Change {

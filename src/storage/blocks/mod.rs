@@ -17,7 +17,9 @@ mod state;
 mod trim;
 mod writer;
 
+pub use read::{WalkedBlock, WalkedContent, after};
 pub use rewrite::Rewrite;
+pub use state::EncodedBlock;
 pub use trim::TrimProgress;
 
 use super::Fatal;
@@ -133,40 +135,26 @@ impl BlockStore {
     /// # Errors
     /// A fault if the order is violated, or the store has failed or is closed.
     pub fn append(&self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
-        let crowded = |state: &State| state.crowding_bytes() >= self.shared.options.pending_bytes_max;
-        self.append_unless(&crowded, records, false)
+        if records.is_empty() { Ok(()) } else { self.add(|state| state.append(records)) }
     }
 
-    /// As `append`, for records whose bytes the caller keeps in memory anyway: they do not count
-    /// against the bound, so that a restored store serves while the engine is still being filled.
-    /// Only before the first `append`.
+    /// As `append`, with whole blocks that an image brought.
     ///
     /// # Errors
     /// As `append`.
-    pub fn append_restored(&self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
-        self.append_unless(&|_| false, records, true)
+    pub fn append_encoded(&self, blocks: Vec<EncodedBlock>) -> Result<(), Fault> {
+        if blocks.is_empty() { Ok(()) } else { self.add(|state| state.append_encoded(blocks)) }
     }
 
-    fn append_unless(
-        &self,
-        crowded: &dyn Fn(&State) -> bool,
-        records: Vec<Arc<Record>>,
-        restored: bool,
-    ) -> Result<(), Fault> {
-        if records.is_empty() {
-            return Ok(());
-        }
+    fn add(&self, append: impl FnOnce(&mut State) -> Result<(), Fault>) -> Result<(), Fault> {
         let mut state = self.shared.state.lock();
-        while crowded(&state) && state.usable().is_ok() {
+        while state.pending_bytes >= self.shared.options.pending_bytes_max && state.usable().is_ok() {
             self.shared.progress.wait(&mut state);
         }
         state.usable()?;
         let (idle, before) = (state.queue.is_empty(), state.pending_bytes);
-        let appended = state.append(records);
+        let appended = append(&mut state);
         let added = state.pending_bytes - before;
-        if restored {
-            state.restored_bytes += added;
-        }
         let wake = idle && added > 0 || writer::is_worth_a_commit(before + added) && !writer::is_worth_a_commit(before);
         drop(state);
         if wake {

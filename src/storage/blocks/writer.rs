@@ -2,7 +2,7 @@
 //! encodes their blocks and commits several at once; between commits it replaces a grown engine.
 
 use super::rewrite::Growth;
-use super::state::{Home, Job, Sealed, State};
+use super::state::{Home, Job, Sealed, SealedContent, State};
 use super::{Shared, engine_key};
 use crate::model::Fault;
 use crate::storage::panic_text;
@@ -137,9 +137,11 @@ impl Shared {
         for job in writing.jobs {
             changes.extend(job.removes.into_iter().map(|first| (first, None)));
             for sealed in job.puts {
-                if let Some(first) = sealed.first() {
-                    changes.insert(first, Some(encode_block(&sealed.records)?));
-                }
+                let bytes = match &sealed.content {
+                    SealedContent::Records(records) => encode_block(records)?,
+                    SealedContent::Encoded(bytes) => bytes.clone(),
+                };
+                changes.insert(sealed.first, Some(bytes));
                 written.push(sealed);
             }
         }
