@@ -178,6 +178,8 @@ async fn a_checkpoint_resumes_and_compaction_is_an_exit_code() {
     assert_eq!(Watch::start(&store.url, &args).end().await, 9);
     let mut watch = Watch::start(&store.url, &[&args[..], &["--initial"]].concat());
     assert_eq!(watch.line().await, format!("{newest} put    c 3"));
+    // It keeps its file: it has to be gone before somebody else writes there.
+    assert_eq!(watch.interrupt(Signal::TERM).await, 143);
     fs::write(&file, "what").unwrap();
     assert_eq!(Watch::start(&store.url, &args).end().await, 2);
     assert_eq!(Watch::start("127.0.0.1:1", &["watch", "c"]).end().await, 7);

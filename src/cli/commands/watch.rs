@@ -33,7 +33,7 @@ pub(in crate::cli) async fn watch(session: &mut Session, args: &Watch) -> Result
         run::run(&mut follow, args, &mut checkpoint, &mut signals).await
     };
     let saved = checkpoint.map_or(Ok(()), |mut checkpoint| checkpoint.flush());
-    ended.and_then(|()| saved)
+    ended.and(saved)
 }
 
 fn request(args: &Watch) -> Request {
