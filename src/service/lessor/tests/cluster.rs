@@ -16,7 +16,8 @@ use crate::telemetry::{Metrics, Registry};
 use crate::watch::{History, Hub, HubOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 const TTL: Duration = Duration::from_secs(2);
 
