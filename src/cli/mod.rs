@@ -77,6 +77,7 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Put(put) => commands::write::put(&mut session, &put).await,
         Command::Del(del) => commands::write::del(&mut session, &del).await,
         Command::Incr(incr) => commands::write::incr(&mut session, &incr).await,
+        Command::Watch(watch) => Box::pin(commands::watch::watch(&mut session, &watch)).await,
         Command::Ttl(ttl) => commands::lease::ttl(&mut session, &ttl).await,
         Command::Lease(lease) => commands::lease::lease(&mut session, &lease).await,
         Command::History(history) => commands::history::history(&mut session, &history).await,

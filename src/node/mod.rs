@@ -136,9 +136,9 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
-    let lessor = Arc::new(Lessor::new(clock.clone()));
     let disk = disk_stall(&config, &clock);
     let stores = stores::open(&data, &clock, &metrics, &disk)?;
+    let lessor = Arc::new(Lessor::new(clock.clone()));
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
         return Err(NodeError::LogLost);
@@ -178,10 +178,10 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         },
         service::Options { member, admission_bytes: config.admission_bytes },
     );
-    tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     let (settings, in_effect) = watch::channel(config.clone());
     let auto_compact = watch::channel(reload::auto_compact(&config)).0;
     background(&in_effect, auto_compact.subscribe(), &service, &tasks).await;
+    tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);
     let shown = watch::channel(reload::shown(&config)).0;

@@ -52,9 +52,9 @@ impl Metrics {
         let watch_events = counter("watch_events", "Events delivered to watch streams");
         let watch_catchups = counter("watch_catchups", "Times a watcher fell behind and was served from history");
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
+        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let leases_expired = counter("leases_expired", "Leases that this member, leading, found run out and ended");
         let lease_keepalives = counter("lease_keepalives", "Renewals of leases that were answered");
-        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let wal_bytes = Counter::default();
         registry.register_with_unit("wal_written", "Bytes written to the log", Unit::Bytes, wal_bytes.clone());
         let mut gauge = |name: &str, help: &str| {

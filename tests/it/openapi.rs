@@ -293,8 +293,8 @@ async fn every_answer_is_as_documented() {
     keys(&mut run).await;
     lists(&mut run).await;
     history_and_counters(&mut run).await;
-    leases::drive(&mut run).await;
     watches(&mut run).await;
+    leases::drive(&mut run).await;
     transactions(&mut run).await;
     maintenance(&mut run).await;
     operations(&mut run).await;

@@ -114,6 +114,10 @@ impl Node {
         self.signal(rustix::process::Signal::TERM);
     }
 
+    pub(crate) fn signal_hangup(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     /// SIGSTOP: it stands still until `resume`.
     pub(crate) fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
@@ -121,10 +125,6 @@ impl Node {
 
     pub(crate) fn resume(&self) {
         self.signal(rustix::process::Signal::CONT);
-    }
-
-    pub(crate) fn signal_hangup(&self) {
-        self.signal(rustix::process::Signal::HUP);
     }
 
     fn signal(&self, signal: rustix::process::Signal) {

@@ -13,6 +13,7 @@ pub(super) mod serve;
 pub(super) mod status;
 pub(super) mod transfer;
 pub(super) mod txn;
+pub(super) mod watch;
 pub(super) mod write;
 
 use super::args::Verbatim;
