@@ -28,7 +28,7 @@ mod trimmer;
 mod types;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use apply::{Progress, Publisher};
 pub use consensus::{Consensus, NewStore, Options, Parts, StartError, State};

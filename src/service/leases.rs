@@ -173,6 +173,8 @@ impl Service {
                 Ok(Kept::Again)
             }
             Told::Known(Renewal::Ending) | Told::NotYet => Ok(Kept::NotYet),
+            // Elected just now, and the lessor is about to be told.
+            Told::Asleep if self.leads() => Ok(Kept::NotYet),
             Told::Asleep => Err(elsewhere()),
         }
     }
@@ -229,8 +231,13 @@ impl Service {
         match self.inner.parts.lessor.left_ms(id) {
             Told::Known(left_ms) => Ok(left_ms.unwrap_or(0).min(ttl_ms)),
             Told::NotYet => Ok(ttl_ms),
+            Told::Asleep if self.leads() => Ok(ttl_ms),
             Told::Asleep => Err(elsewhere()),
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.inner.parts.consensus.state().is_leader
     }
 
     /// The TTL of a lease as it is here, without any barrier; for showing it with a key.

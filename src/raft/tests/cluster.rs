@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Who is there, and who is cut off from everybody.
 #[derive(Debug, Default)]
-struct Net {
+pub(crate) struct Net {
     members: Mutex<BTreeMap<MemberId, Consensus>>,
-    cut: Mutex<BTreeSet<MemberId>>,
+    pub(crate) cut: Mutex<BTreeSet<MemberId>>,
 }
 
 impl Net {
@@ -100,9 +100,9 @@ impl Drop for Pump {
     }
 }
 
-struct Cluster {
-    net: Arc<Net>,
-    nodes: BTreeMap<MemberId, Node>,
+pub(crate) struct Cluster {
+    pub(crate) net: Arc<Net>,
+    pub(crate) nodes: BTreeMap<MemberId, Node>,
     disks: BTreeMap<MemberId, SimDisk>,
     /// Drives member 1's log.
     pump: Pump,
@@ -112,6 +112,10 @@ struct Cluster {
 
 impl Cluster {
     async fn start(mutant: Option<Mutant>) -> Self {
+        Self::start_with(mutant, |_| Arc::new(Unwatched)).await
+    }
+
+    pub(crate) async fn start_with(mutant: Option<Mutant>, publisher: impl Fn(MemberId) -> Arc<dyn Publisher>) -> Self {
         let net = Arc::new(Net::default());
         let stall = DiskStall::new(Arc::new(SystemClock::new()), Duration::from_millis(1200), None);
         let (mut nodes, mut disks, mut pump) = (BTreeMap::new(), BTreeMap::new(), None);
@@ -128,7 +132,7 @@ impl Cluster {
                 }
                 (wal, recovered)
             };
-            let node = Node::start_with(&disk, options, wire, open).await.unwrap();
+            let node = Node::start_with(&disk, options, (wire, publisher(id)), open).await.unwrap();
             net.members.lock().insert(id, node.consensus.clone());
             nodes.insert(id, node);
             disks.insert(id, disk);
@@ -144,7 +148,7 @@ impl Cluster {
         Self { net, nodes, disks, pump: pump.unwrap(), stall }
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         // The followers first: there is nobody to hand over to then.
         for (_, node) in std::mem::take(&mut self.nodes).into_iter().rev() {
             self.net.cut.lock().insert(node.consensus.state().id);
@@ -152,7 +156,7 @@ impl Cluster {
         }
     }
 
-    async fn leader_among(&self, ids: &[MemberId]) -> MemberId {
+    pub(crate) async fn leader_among(&self, ids: &[MemberId]) -> MemberId {
         let mut leader = 0;
         eventually("a leader is elected", || {
             let found = ids.iter().find(|id| self.nodes[id].consensus.state().is_leader);

@@ -1,6 +1,6 @@
 //! Whole members in one process, over simulated disks and an in-memory transport.
 
-mod cluster;
+pub(crate) mod cluster;
 mod order;
 mod single;
 
@@ -22,14 +22,13 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Unwatched;
 
 impl Publisher for Unwatched {
-    fn leases(&self, _changes: &[crate::machine::LeaseChange]) {}
-
+    fn leases(&self, _: &[crate::machine::LeaseChange]) {}
     fn publish(&self, _: &[RevisionEvents]) {}
     fn reset(&self, _: Revision) {}
 }
@@ -42,9 +41,9 @@ fn new_store() -> NewStore {
 }
 
 /// A member over `disk`, which outlives it.
-struct Node {
-    consensus: Consensus,
-    tasks: TaskSet,
+pub(crate) struct Node {
+    pub(crate) consensus: Consensus,
+    pub(crate) tasks: TaskSet,
     faults: Arc<Mutex<Vec<String>>>,
 }
 
@@ -64,7 +63,7 @@ impl Node {
     async fn start_with(
         disk: &SimDisk,
         options: Options,
-        transport: Arc<dyn Transport>,
+        (transport, publisher): (Arc<dyn Transport>, Arc<dyn Publisher>),
         open: impl FnOnce(&SimDisk, &Arc<Mutex<Vec<String>>>) -> (Wal, Recovered),
     ) -> Result<Self, StartError> {
         let faults = Arc::new(Mutex::new(Vec::new()));
@@ -77,7 +76,7 @@ impl Node {
             new_store: new_store(),
             machine: machine::Options::default(),
             transport,
-            publisher: Arc::new(Unwatched),
+            publisher,
             clock: Arc::new(SystemClock::new()),
             metrics: Metrics::new(&mut Registry::default()),
             tasks: tasks.clone(),
@@ -91,7 +90,7 @@ impl Node {
 
     async fn start(disk: &SimDisk, options: Options) -> Result<Self, StartError> {
         let open = |disk: &SimDisk, faults: &_| open_wal(disk, faults, Threading::Own);
-        Self::start_with(disk, options, Arc::new(NoPeers), open).await
+        Self::start_with(disk, options, (Arc::new(NoPeers), Arc::new(Unwatched)), open).await
     }
 
     /// A new cluster of one, ready to serve.
@@ -160,7 +159,7 @@ fn key_of(outcome: &Outcome) -> String {
     }
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;

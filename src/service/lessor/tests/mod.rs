@@ -1,3 +1,4 @@
 //! The lessor: its core against a naive oracle, its memory, storms, and whole members.
 
+mod cluster;
 mod core;
