@@ -41,6 +41,9 @@ routes! {
     HistoryGet GET "/v1/history/{key}" "historyGet",
     CounterGet GET "/v1/counters/{key}" "counterGet",
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
+    RateGet GET "/v1/ratelimits/{key}" "rateGet",
+    RateTake POST "/v1/ratelimits/{key}" "rateTake",
+    RateReset DELETE "/v1/ratelimits/{key}" "rateReset",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
     StatusGet GET "/v1/status" "statusGet",
@@ -69,8 +72,13 @@ impl Operation {
 
     /// True if it can change the store, so that a failure must say whether it did.
     pub(crate) fn mutates(self) -> bool {
-        use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
-        matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
+        use Operation::{
+            Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, RateReset, RateTake, Txn,
+        };
+        matches!(
+            self,
+            KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact | RateTake | RateReset
+        )
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.

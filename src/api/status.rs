@@ -45,6 +45,14 @@ pub(crate) enum Code {
     Timeout,
     RevisionNotReached,
     StorageFull,
+    CostOverBurst,
+    ClaimNotFound,
+    LockHeld,
+    LeaderExists,
+    NotLeader,
+    LimitMismatch,
+    Fenced,
+    RateLimited,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -81,7 +89,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 38] = {
+    pub(super) const ALL: [Code; 46] = {
         use Code::*;
         [
             InvalidParameter,
@@ -122,6 +130,14 @@ impl Code {
             Timeout,
             RevisionNotReached,
             StorageFull,
+            CostOverBurst,
+            ClaimNotFound,
+            LockHeld,
+            LeaderExists,
+            NotLeader,
+            LimitMismatch,
+            Fenced,
+            RateLimited,
         ]
     };
 
@@ -182,6 +198,16 @@ impl Code {
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
             }
+            Self::CostOverBurst => row(400, "cost-over-burst", "Cost over burst")
+                .hint("more than `burst` permits can never be had at once: raise `burst` or lower `cost`"),
+            Self::ClaimNotFound => row(404, "claim-not-found", "Claim not found"),
+            Self::LockHeld => row(409, "lock-held", "Lock held").hint("give `wait` to wait for it"),
+            Self::LeaderExists => row(409, "leader-exists", "Leader exists").hint("give `wait` to wait for the office"),
+            Self::NotLeader => row(409, "not-leader", "Not the leader"),
+            Self::LimitMismatch => row(409, "limit-mismatch", "Limit mismatch")
+                .hint("the first caller set the limit: leave `limit` out, or give the same"),
+            Self::Fenced => row(412, "fenced", "Fenced off").hint("the claim is lost: stop the work that it guarded"),
+            Self::RateLimited => row(429, "rate-limited", "Rate limited").retryable(),
         }
     }
 }
@@ -282,6 +308,21 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
         Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::Fenced { of, token, holder } => {
+            members.text(of.kind.singular(), &of.name);
+            members.int("token", *token);
+            match holder {
+                None => members.raw("holder", b"null"),
+                Some(holder) => {
+                    members.name("holder");
+                    members.open();
+                    members.int("token", holder.token);
+                    members.text("lease", &format!("{:016x}", holder.lease));
+                    members.close();
+                }
+            }
+            Code::Fenced
+        }
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -334,6 +375,14 @@ mod tests {
 504 timeout retryable
 504 revision-not-reached retryable
 507 storage-full
+400 cost-over-burst
+404 claim-not-found
+409 lock-held
+409 leader-exists
+409 not-leader
+409 limit-mismatch
+412 fenced
+429 rate-limited retryable
 ";
 
     #[test]

@@ -100,6 +100,8 @@ pub(super) enum Command {
     Txn(Txn),
     /// Add to a counter and print its new value
     Incr(Incr),
+    /// Take permits of a rate limit: exit code 5 if there are not enough
+    Ratelimit(Ratelimit),
     /// Show the state of each endpoint
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10
@@ -309,6 +311,33 @@ pub(super) struct Incr {
     /// Stop at the bound instead of failing
     #[arg(long)]
     pub(super) clamp: bool,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ratelimit {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// How many permits there are in the time of --per
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), required_unless_present = "reset")]
+    pub(super) limit: Option<u64>,
+    /// The time in which --limit permits come back
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, required_unless_present = "reset")]
+    pub(super) per: Option<Duration>,
+    /// How many can be had at once [default: the limit]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) burst: Option<u64>,
+    /// How many to take
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) cost: u64,
+    /// Only look
+    #[arg(long, conflicts_with_all = ["cost", "reset"])]
+    pub(super) peek: bool,
+    /// Make it full again
+    #[arg(long, conflicts_with_all = ["cost", "limit", "per", "burst"])]
+    pub(super) reset: bool,
     #[command(flatten)]
     pub(super) retry: Retry,
 }

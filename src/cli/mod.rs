@@ -77,6 +77,7 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Put(put) => commands::write::put(&mut session, &put).await,
         Command::Del(del) => commands::write::del(&mut session, &del).await,
         Command::Incr(incr) => commands::write::incr(&mut session, &incr).await,
+        Command::Ratelimit(limit) => commands::ratelimit::ratelimit(&mut session, &limit).await,
         Command::History(history) => commands::history::history(&mut session, &history).await,
         Command::Edit(edit) => Box::pin(commands::edit::edit(&mut session, &edit)).await,
         Command::Txn(txn) => commands::txn::txn(&mut session, &txn).await,

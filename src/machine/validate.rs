@@ -1,7 +1,7 @@
 //! What is wrong with a command whatever the state: decided before it is proposed, and again in apply.
 
 use crate::model::failure::TooMany;
-use crate::model::{Command, KeyRange, LeaseChoice, LeaseId, Op, Rejection, Txn, limits};
+use crate::model::{Command, Fence, KeyRange, LeaseChoice, LeaseId, Op, Rejection, Txn, limits};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -24,11 +24,23 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
             Ok(())
         }
         Command::LeaseGrant { id, ttl_ms } => lease(*id, *ttl_ms),
+        Command::Fenced { fences, command } => fenced(fences, command),
         Command::LeaseRevoke { .. }
         | Command::Compact { .. }
         | Command::RaiseFeatureLevel { .. }
         | Command::SetQuota { .. } => Ok(()),
     }
+}
+
+fn fenced(fences: &[Fence], command: &Command) -> Result<(), Rejection> {
+    if fences.len() > limits::FENCES_MAX {
+        return Err(invalid("fence", format!("{} fences, the limit is {}", fences.len(), limits::FENCES_MAX)));
+    }
+    // All fences stand in one place, so that recursion ends here.
+    if matches!(command, Command::Fenced { .. }) {
+        return Err(invalid("fence", "fences do not nest"));
+    }
+    validate(command)
 }
 
 /// As in etcd, a nested transaction may use what its parents have left of the limit.
@@ -83,6 +95,17 @@ fn operation(op: &Op) -> Result<(), Rejection> {
             written_key(key)?;
             choice(*lease)
         }
+        Op::RateTake { key, rate, cost, lease: id } => {
+            written_key(key)?;
+            let refill_ms = rate.refill_ns().map_or(u64::MAX, |ns| ns / 1_000_000);
+            if rate.interval_ns == 0 || rate.burst == 0 || refill_ms > limits::LEASE_TTL_MAX_MS {
+                return Err(invalid("burst", "it refills in more than 365 days, or never"));
+            }
+            if *cost > rate.burst {
+                return Err(invalid("cost", format!("{cost} is more than the burst of {}", rate.burst)));
+            }
+            lease(*id, limits::LEASE_TTL_MIN_MS)
+        }
         Op::Delete { .. } | Op::Range(_) => Ok(()),
         Op::Txn(txn) => txn.success.iter().chain(&txn.failure).try_for_each(operation),
     }
@@ -127,7 +150,7 @@ impl<'a> Written<'a> {
         for op in ops {
             match op {
                 Op::Put(put) => all.put(&put.key)?,
-                Op::Add { key, .. } | Op::MergePatch { key, .. } => all.put(key)?,
+                Op::Add { key, .. } | Op::MergePatch { key, .. } | Op::RateTake { key, .. } => all.put(key)?,
                 Op::Delete { range, .. } => all.deletes.push(range),
                 Op::Range(_) => {}
                 Op::Txn(txn) => {

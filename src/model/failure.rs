@@ -1,7 +1,7 @@
 //! The three kinds of failure: rejected (the caller's doing, decided deterministically),
 //! unavailable (try elsewhere or later, with what is known of the write), fault (this member is broken).
 
-use super::{LeaseId, Revision};
+use super::{ClaimName, LeaseId, Revision};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -98,6 +98,15 @@ pub enum Rejection {
     PermissionDenied,
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
+    #[error("the claim with token {token} does not hold {of}")]
+    Fenced { of: ClaimName, token: Revision, holder: Option<Holder> },
+}
+
+/// Who holds instead of a fenced-off claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub token: Revision,
+    pub lease: LeaseId,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Error)]

@@ -16,7 +16,7 @@ mod stores;
 use crate::api;
 use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
 use crate::machine;
-use crate::model::{Caller, Revision, RevisionEvents, limits};
+use crate::model::{Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
@@ -151,6 +151,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
             snapshots,
             hub,
             clock: clock.clone(),
+            entropy: entropy.clone(),
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         },
@@ -207,7 +208,7 @@ async fn bootstrap(
 }
 
 async fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
-    let system = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
+    let system = Context::system(Duration::from_secs(10));
     if let Err(failure) = service.set_quota(&system, config.quota_bytes).await {
         tracing::warn!(%failure, "the quota could not be set, the stored one stays");
     }

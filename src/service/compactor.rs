@@ -2,7 +2,7 @@
 //! Above the quota's pressure mark the age shortens to a minute, and revisions to their last thousand.
 
 use super::{CompactTarget, Context, Service};
-use crate::model::{Caller, limits};
+use crate::model::limits;
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ fn interval(setting: AutoCompact) -> Duration {
 
 /// Runs until stopped.
 pub async fn run(service: Service, setting: AutoCompact) {
-    let context = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
+    let context = Context::system(Duration::from_secs(10));
     let mut ticks = tokio::time::interval(interval(setting));
     loop {
         ticks.tick().await;

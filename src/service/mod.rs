@@ -6,14 +6,16 @@
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
 pub mod compactor;
+mod ratelimits;
 mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
 
+pub use ratelimits::RateState;
 pub use types::*;
 
-use crate::env::{Clock, TaskSet};
+use crate::env::{Clock, Entropy, TaskSet};
 use crate::machine::View;
 use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
 use crate::raft::Consensus;
@@ -50,6 +52,7 @@ pub struct Parts {
     pub snapshots: SnapshotStore,
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
     pub tasks: TaskSet,
     pub metrics: Metrics,
 }
@@ -165,6 +168,10 @@ impl Service {
         if self.stopping().is_cancelled() {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
+        let command = match context.fences.is_empty() {
+            true => command,
+            false => Command::Fenced { fences: context.fences.clone(), command: Box::new(command) },
+        };
         crate::machine::validate(&command)?;
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
         let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
@@ -256,7 +263,7 @@ impl Service {
     pub async fn readiness(&self, timeout: Duration) -> Vec<Check> {
         let state = self.inner.parts.consensus.state();
         let leader = state.leader.map(|_| ()).ok_or_else(|| "no leader is known".to_owned());
-        let context = Context { caller: crate::model::Caller::System, timeout };
+        let context = Context::system(timeout);
         let barrier = self.barrier(&context).await.map_err(|failure| failure.to_string());
         let running = if self.stopping().is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
         vec![

@@ -1,6 +1,6 @@
 //! What `service` takes and gives, besides the model's own types.
 
-use crate::model::{Caller, Revision};
+use crate::model::{Caller, Fence, Revision};
 pub use crate::model::{Delimiter, HistoryItem, HistoryOp, HistoryPage, ListOp, ListPage};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -12,6 +12,16 @@ pub struct Context {
     pub caller: Caller,
     /// The server-side deadline, from now.
     pub timeout: Duration,
+    /// Claims that must hold where a write is applied; it does nothing otherwise.
+    pub fences: Vec<Fence>,
+}
+
+impl Context {
+    /// For what the member does on its own.
+    #[must_use]
+    pub fn system(timeout: Duration) -> Self {
+        Self { caller: Caller::System, timeout, fences: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -7,6 +7,8 @@ use crate::support::Node;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod coordination;
+
 /// Statuses that need a broken, overloaded or stopping server; other tests and the fault scripts have
 /// them.
 const NOT_FROM_OUTSIDE: &[u16] = &[408, 429, 431, 500, 503, 504, 507];
@@ -259,7 +261,16 @@ impl Run {
 fn mutates(operation: &Operation) -> bool {
     matches!(
         operation.id.as_str(),
-        "kvPut" | "kvPatch" | "kvDelete" | "kvDeleteRange" | "kvImport" | "counterAdd" | "txn" | "compact"
+        "kvPut"
+            | "kvPatch"
+            | "kvDelete"
+            | "kvDeleteRange"
+            | "kvImport"
+            | "counterAdd"
+            | "txn"
+            | "compact"
+            | "rateTake"
+            | "rateReset"
     )
 }
 
@@ -269,6 +280,7 @@ fn plain_target(operation: &Operation) -> String {
     match operation.id.as_str() {
         "kvDeleteRange" => format!("{path}?prefix=plain"),
         "compact" => format!("{path}?keep_revisions=1000000"),
+        "rateGet" | "rateTake" => format!("{path}?limit=100&per=1m"),
         "logLevelPut" => format!("{path}?level=info"),
         _ => path,
     }
@@ -281,6 +293,8 @@ async fn every_answer_is_as_documented() {
     lists(&mut run).await;
     history_and_counters(&mut run).await;
     transactions(&mut run).await;
+    coordination::rate_limits(&mut run).await;
+    coordination::fences(&mut run).await;
     maintenance(&mut run).await;
     operations(&mut run).await;
     refusals_that_all_share(&mut run).await;
@@ -561,6 +575,14 @@ async fn reused_idempotency_keys(run: &mut Run) {
         ("kvDelete", "/v1/kv/once", "text/plain", "", "/v1/kv/once?prev"),
         ("kvDeleteRange", "/v1/kv?prefix=once", "text/plain", "", "/v1/kv?prefix=twice"),
         ("counterAdd", "/v1/counters/once", "application/json", "", "/v1/counters/once?add=2"),
+        (
+            "rateTake",
+            "/v1/ratelimits/once?limit=9&per=1h",
+            "application/json",
+            "",
+            "/v1/ratelimits/once?limit=8&per=1h",
+        ),
+        ("rateReset", "/v1/ratelimits/once", "text/plain", "", "/v1/ratelimits/twice"),
         ("txn", "/v1/txn", "application/json", r#"{"then":[{"add":{"key":"once"}}]}"#, "/v1/txn?strict"),
     ];
     for (id, target, content_type, body, other) in requests {

@@ -27,7 +27,6 @@ const TENURE_CREATE_REVISION: HeaderName = HeaderName::from_static("tenure-creat
 const TENURE_VERSION: HeaderName = HeaderName::from_static("tenure-version");
 const TENURE_LEASE: HeaderName = HeaderName::from_static("tenure-lease");
 const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
-const TENURE_FENCE: &str = "tenure-fence";
 
 const GET: Names = Names { allowed: &[&["revision", "format", "wait"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const HEAD: Names = Names { allowed: &[&["revision", "format"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
@@ -144,11 +143,6 @@ fn describe(headers: &mut HeaderMap, kv: &KeyValue) {
     }
 }
 
-/// Fences need locks, which this version does not have; a fence that is not checked would be a lie.
-pub(super) fn refuse_fence(call: &Call) -> Result<(), Problem> {
-    if call.parts.headers.contains_key(TENURE_FENCE) { Err(Problem::not_yet("Tenure-Fence")) } else { Ok(()) }
-}
-
 /// The declared type: what curl sends by itself with `-d` is no declaration.
 fn declared_type(call: &Call) -> Result<Option<String>, Problem> {
     match call.header_text(CONTENT_TYPE.as_str())? {
@@ -210,7 +204,6 @@ struct Write {
 impl Write {
     /// Everything that can be refused before the body is read.
     fn prepare(call: &Call, query: &Query, key: Bytes) -> Result<Self, Problem> {
-        refuse_fence(call)?;
         let conditions = Conditions::of_write(call, query.revision("cas")?, &key)?;
         Ok(Self { context: call.context(query)?, prev_kv: query.flag("prev")?, conditions, key })
     }

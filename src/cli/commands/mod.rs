@@ -7,6 +7,7 @@ pub(super) mod edit;
 pub(super) mod history;
 mod pages;
 mod prompt;
+pub(super) mod ratelimit;
 pub(super) mod read;
 pub(super) mod serve;
 pub(super) mod status;

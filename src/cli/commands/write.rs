@@ -133,7 +133,7 @@ pub(in crate::cli) async fn incr(session: &mut Session, args: &Incr) -> Result<(
 }
 
 /// `say` gives the sentence for people and the bare value.
-fn written<T: for<'de> Deserialize<'de>>(
+pub(super) fn written<T: for<'de> Deserialize<'de>>(
     session: &mut Session,
     mode: Mode,
     answer: &Answer,
