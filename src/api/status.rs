@@ -14,6 +14,7 @@ pub(crate) enum Code {
     BadCursor,
     RevisionInFuture,
     DuplicateKey,
+    BadTtl,
     Forbidden,
     CrossSite,
     KeyNotFound,
@@ -30,6 +31,7 @@ pub(crate) enum Code {
     Overflow,
     NotJson,
     LeaseExists,
+    SharedLease,
     KeyExists,
     Compacted,
     PreconditionFailed,
@@ -89,7 +91,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 46] = {
+    pub(super) const ALL: [Code; 48] = {
         use Code::*;
         [
             InvalidParameter,
@@ -99,6 +101,7 @@ impl Code {
             BadCursor,
             RevisionInFuture,
             DuplicateKey,
+            BadTtl,
             Forbidden,
             CrossSite,
             KeyNotFound,
@@ -115,6 +118,7 @@ impl Code {
             Overflow,
             NotJson,
             LeaseExists,
+            SharedLease,
             KeyExists,
             Compacted,
             PreconditionFailed,
@@ -154,6 +158,9 @@ impl Code {
                 .hint("to wait for a revision to arrive here, use `min_revision`"),
             Self::DuplicateKey => row(400, "duplicate-key", "Key written twice")
                 .hint("a transaction writes each key at most once per branch"),
+            Self::BadTtl => {
+                row(400, "bad-ttl", "Bad TTL").hint("a TTL is between 1s and 8760h (365 days), for example ttl=30s")
+            }
             Self::Forbidden => row(403, "forbidden", "Forbidden"),
             Self::CrossSite => {
                 row(403, "cross-site", "Refused for a browser").hint("allow the page's origin with --cors-origin")
@@ -174,6 +181,8 @@ impl Code {
             Self::Overflow => row(409, "overflow", "Counter overflow"),
             Self::NotJson => row(409, "not-json", "Not JSON").hint("a merge patch needs a stored value that is JSON"),
             Self::LeaseExists => row(409, "lease-exists", "Lease exists"),
+            Self::SharedLease => row(409, "shared-lease", "Shared lease")
+                .hint("the key is on a lease of its own accord: keep that lease alive instead"),
             Self::KeyExists => {
                 row(409, "key-exists", "Key exists").hint("use on_conflict=skip or on_conflict=overwrite")
             }
@@ -308,6 +317,13 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
         Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::SharedLease { key, lease } => {
+            members.key(key);
+            members.text("lease", &format!("{lease:016x}"));
+            Code::SharedLease
+        }
+        // Only what the lessor proposes can be late for its term, and nobody is answered with it.
+        Rejection::StaleTerm { .. } => Code::NoLeader,
         Rejection::Fenced { of, token, holder } => {
             members.text(of.kind.singular(), &of.name);
             members.int("token", *token);
@@ -344,6 +360,7 @@ mod tests {
 400 bad-cursor
 400 revision-in-future
 400 duplicate-key
+400 bad-ttl
 403 forbidden
 403 cross-site
 404 key-not-found
@@ -360,6 +377,7 @@ mod tests {
 409 overflow
 409 not-json
 409 lease-exists
+409 shared-lease
 409 key-exists
 410 compacted
 412 precondition-failed

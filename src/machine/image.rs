@@ -5,10 +5,10 @@
 //! applies; what it needs stays in the block store until it is dropped; the stream depends on logical
 //! state only, not on what has been trimmed.
 
-use super::root::{Lease, Numbers, Root};
+use super::root::{Lease, Numbers, Root, label_bytes};
 use super::timeline::Timeline;
 use super::writer::Machine;
-use crate::model::{Fault, LeaseId, LogPosition, Revision, codec};
+use crate::model::{Fault, LeaseId, LeaseLabel, LogPosition, Revision, codec};
 use crate::storage::blocks::Pin;
 use crate::storage::record::{Record, encode_block};
 use bytes::Bytes;
@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 /// What a block holds; its first byte.
 pub(super) const HEADER: u8 = 1;
-pub(super) const LEASES: u8 = 2;
 pub(super) const ATTACHMENTS: u8 = 3;
 pub(super) const IDEMPOTENCY: u8 = 4;
 pub(super) const RECORDS: u8 = 5;
 pub(super) const END: u8 = 6;
+/// 2 were leases before they had generations, in no release.
+pub(super) const LEASES: u8 = 7;
 
 /// Blocks aim at this many bytes; one huge record may take a block of its own.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -36,6 +37,28 @@ pub(super) struct Header {
     pub(super) membership: Option<(Option<LogPosition>, Bytes)>,
     pub(super) timeline: Timeline,
     pub(super) idempotency_next: u64,
+    pub(super) lease_starts: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PortableLease {
+    pub(super) id: LeaseId,
+    pub(super) ttl_ms: u64,
+    pub(super) remaining_ms: Option<u64>,
+    pub(super) generation: u64,
+    pub(super) label: Option<LeaseLabel>,
+    pub(super) implicit: bool,
+}
+
+impl PortableLease {
+    fn of((id, lease): (&LeaseId, &Lease)) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
+        Self { id: *id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
+    }
+
+    fn size(&self) -> usize {
+        self.label.as_ref().map_or(0, |label| usize::try_from(label_bytes(label)).unwrap_or(0))
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,12 +125,13 @@ impl Image {
             membership: root.membership.clone(),
             timeline: root.timeline.clone(),
             idempotency_next: root.idempotency.next_sequence(),
+            lease_starts: root.lease_starts,
         };
         emit(&block(HEADER, &header)?)?;
-        let leases = root.leases.iter().map(|(id, lease)| (*id, *lease));
+        let leases = root.leases.iter().map(PortableLease::of);
         let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
         let end = End {
-            leases: table(LEASES, leases, |_: &(LeaseId, Lease)| 0, emit)?,
+            leases: table(LEASES, leases, PortableLease::size, emit)?,
             attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,
             idempotency: table(IDEMPOTENCY, root.idempotency.iter(), super::idempotency::Portable::size, emit)?,
             records: self.write_records(emit)?,

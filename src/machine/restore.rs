@@ -6,7 +6,7 @@
 
 use super::hash;
 use super::idempotency::Portable;
-use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, RECORDS};
+use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS};
 use super::index::{Head, History, Index, KeyRecord};
 use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
 use super::values::Values;
@@ -113,9 +113,11 @@ impl Restore {
         Ok(())
     }
 
-    fn leases(&mut self, leases: Vec<(LeaseId, Lease)>) -> Result<(), Fault> {
-        for (id, lease) in leases {
-            self.root.sum.add(hash::lease(id, lease.ttl_ms, lease.implicit));
+    fn leases(&mut self, leases: Vec<PortableLease>) -> Result<(), Fault> {
+        for PortableLease { id, ttl_ms, remaining_ms, generation, label, implicit } in leases {
+            let lease = Lease { ttl_ms, remaining_ms, generation, label: label.map(Arc::new), implicit };
+            self.root.sum.add(hash::lease(id, &lease));
+            self.root.lease_bytes += lease.bytes();
             if self.root.leases.insert(id, lease).is_some() {
                 return Err(corrupt("a lease twice"));
             }
@@ -170,6 +172,7 @@ impl Restore {
         root.index = index;
         root.timeline = header.timeline;
         root.idempotency.restore_sequence(header.idempotency_next);
+        root.lease_starts = header.lease_starts;
         let live_bytes = root.numbers.live_bytes;
         root.numbers = header.numbers;
         root.applied = header.applied;

@@ -98,6 +98,10 @@ pub enum Rejection {
     PermissionDenied,
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
+    #[error("the key is attached to lease {lease:x}, which is not its own")]
+    SharedLease { key: Bytes, lease: LeaseId },
+    #[error("proposed in term {proposed}, applied in term {current}")]
+    StaleTerm { proposed: u64, current: u64 },
     #[error("the claim with token {token} does not hold {of}")]
     Fenced { of: ClaimName, token: Revision, holder: Option<Holder> },
 }

@@ -84,6 +84,15 @@ pub const WATCH_STREAMS_MAX: usize = 100_000;
 /// Lease TTL: the machine's own minimum, and REST's maximum.
 pub const LEASE_TTL_MIN_MS: u64 = 1_000;
 pub const LEASE_TTL_MAX_MS: u64 = 365 * 24 * 3_600_000;
+/// A lease's name in bytes, and its metadata as JSON text; longer ones are refused.
+pub const LEASE_NAME_BYTES_MAX: usize = 256;
+pub const LEASE_METADATA_BYTES_MAX: usize = 4096;
+/// Leases, and keys attached to them, that one proposal of the lessor ends or checkpoints; the rest
+/// goes into the next. A single lease may have more keys.
+pub const LEASE_BATCH_MAX: usize = 1000;
+pub const LEASE_BATCH_KEYS_MAX: usize = 4000;
+/// Lease changes applied while a new leader's lessor gathers the leases; at more it gathers again.
+pub const LEASE_JOURNAL_MAX: usize = 65_536;
 /// A declared content type's length in bytes; longer is refused.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
 /// JSON nesting accepted anywhere; deeper is refused. (serde_json's own limit is 128.)

@@ -20,7 +20,7 @@ use crate::model::{Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
-use crate::service::{self, Context, Service};
+use crate::service::{self, Context, Lessor, Service, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::Checked;
@@ -92,17 +92,24 @@ pub fn run(config: Checked) -> Result<(), NodeError> {
     result
 }
 
-/// The hub as the apply path sees it.
+/// The hub and the lessor as the apply path sees them.
 #[derive(Debug)]
-struct Watchers(Hub);
+struct Watchers {
+    hub: Hub,
+    lessor: Arc<Lessor>,
+}
 
 impl Publisher for Watchers {
     fn publish(&self, revisions: &[RevisionEvents]) {
-        self.0.publish(revisions);
+        self.hub.publish(revisions);
+    }
+
+    fn leases(&self, changes: &[machine::LeaseChange]) {
+        self.lessor.note(changes);
     }
 
     fn reset(&self, revision: Revision) {
-        self.0.reset(revision);
+        self.hub.reset(revision);
     }
 }
 
@@ -118,6 +125,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
+    let lessor = Arc::new(Lessor::new(clock.clone()));
     let stores = stores::open(&data, &clock, &metrics)?;
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
@@ -130,7 +138,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         new_store: stores.new_store,
         machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
         transport: Arc::new(NoPeers),
-        publisher: Arc::new(Watchers(hub.clone())),
+        publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),
         metrics: metrics.clone(),
         tasks: tasks.clone(),
@@ -152,11 +160,13 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
             hub,
             clock: clock.clone(),
             entropy: entropy.clone(),
+            lessor: lessor.clone(),
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         },
         service::Options { member, admission_bytes: config.admission_bytes },
     );
+    tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     background(&config, &service, &tasks).await;
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);

@@ -145,6 +145,7 @@ struct Inner {
     batcher: Batcher,
     barrier: Barrier,
     recovered: watch::Receiver<bool>,
+    leading: watch::Receiver<Option<u64>>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
@@ -205,8 +206,9 @@ impl Consensus {
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
         let ending = Arc::new(AtomicBool::new(false));
-        tasks.spawn_until_stop("raft watch", observe(raft, metrics, ending.clone(), fatal));
-        Ok(Self(Arc::new(Inner { options, link, snapshots, batcher, barrier, recovered, ending, wal, tasks })))
+        let (lead, leading) = watch::channel(None);
+        tasks.spawn_until_stop("raft watch", observe(raft, metrics, lead, ending.clone(), fatal));
+        Ok(Self(Arc::new(Inner { options, link, snapshots, batcher, barrier, recovered, leading, ending, wal, tasks })))
     }
 
     /// Makes this member the first and only one of a new cluster. Once in a cluster's life: by the
@@ -262,6 +264,12 @@ impl Consensus {
     #[must_use]
     pub fn reader(&self) -> Reader {
         self.0.link.applier.reader()
+    }
+
+    /// The term in which this member leads, now and from now on; `None` while another does or nobody.
+    #[must_use]
+    pub fn leading(&self) -> watch::Receiver<Option<u64>> {
+        self.0.leading.clone()
     }
 
     /// How far this member has applied, now and from now on.
@@ -379,14 +387,22 @@ fn spawn_recovery(raft: &Core, tasks: &TaskSet) -> watch::Receiver<bool> {
 }
 
 /// Keeps the metrics of leadership, and sees to it that a member whose Raft has ended does not live on.
-async fn observe(raft: Core, metrics: Metrics, ending: Arc<AtomicBool>, fatal: Fatal) {
+async fn observe(
+    raft: Core,
+    metrics: Metrics,
+    lead: watch::Sender<Option<u64>>,
+    ending: Arc<AtomicBool>,
+    fatal: Fatal,
+) {
     let mut server = raft.server_metrics();
     let mut known = None;
     loop {
-        let (leader, leads) = {
+        let (leader, leads, term) = {
             let server = server.borrow_watched();
-            (server.current_leader, server.state == ServerState::Leader)
+            (server.current_leader, server.state == ServerState::Leader, server.vote.leader_id().term)
         };
+        let term = leads.then_some(term);
+        lead.send_if_modified(|leading| std::mem::replace(leading, term) != term);
         metrics.has_leader.set(i64::from(leader.is_some()));
         metrics.is_leader.set(i64::from(leads));
         if leader.is_some() && leader != known {

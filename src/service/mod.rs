@@ -6,12 +6,16 @@
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
 pub mod compactor;
+pub mod leases;
+pub mod lessor;
 mod ratelimits;
 mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
 
+pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
+pub use lessor::Lessor;
 pub use ratelimits::RateState;
 pub use types::*;
 
@@ -53,6 +57,7 @@ pub struct Parts {
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
+    pub lessor: Arc<Lessor>,
     pub tasks: TaskSet,
     pub metrics: Metrics,
 }
@@ -114,10 +119,14 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
-            return Err(Rejection::DiskFull.into());
+        if validate::grows(&txn) {
+            self.ensure_disk_room()?;
         }
         self.propose(context, Command::Txn(txn), idempotency).await
+    }
+
+    fn ensure_disk_room(&self) -> Result<(), Rejection> {
+        if self.inner.disk_low.load(Ordering::Relaxed) { Err(Rejection::DiskFull) } else { Ok(()) }
     }
 
     /// One operation, unconditionally: `txn` with only that one in `success`.
@@ -296,8 +305,11 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         Reply::Compact { revision, .. }
         | Reply::LeaseGranted { revision, .. }
         | Reply::LeaseRevoked { revision, .. }
+        | Reply::LeasesExpired { revision, .. }
+        | Reply::LeaseRenewed { revision, .. }
+        | Reply::Ttl { revision, .. }
         | Reply::Outcome { revision, .. } => Some(*revision),
-        Reply::FeatureLevel { .. } | Reply::Quota { .. } => None,
+        Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::index::{KeyRecord, Place};
 use super::super::read::{Source, event};
 use super::super::root::{Lease, Numbers, Root};
 use super::super::writer::Machine;
-use crate::model::{Event, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
+use crate::model::{Event, LeaseChoice, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
 use crate::storage::record::{Record, RecordKind};
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
@@ -28,6 +28,7 @@ pub(super) struct Work<'m> {
     /// In step with the records that it has added to `machine.pending`.
     pub(super) former: Vec<Former>,
     first_pending: usize,
+    first_change: usize,
     pub(super) superseded_bytes: u64,
     /// Something other than a delete was written.
     pub(super) grew: bool,
@@ -43,15 +44,25 @@ struct Tables {
     numbers: Numbers,
     sum: Sum,
     leases: OrdMap<LeaseId, Lease>,
+    lease_bytes: u64,
+    lease_starts: u64,
     attached: OrdSet<(LeaseId, Bytes)>,
 }
 
 impl<'m> Work<'m> {
     pub(super) fn begin(machine: &'m mut Machine) -> Self {
-        let Root { numbers, sum, leases, attached, .. } = &machine.root;
+        let Root { numbers, sum, leases, lease_bytes, lease_starts, attached, .. } = &machine.root;
         Self {
             main: numbers.revision + 1,
-            before: Tables { numbers: *numbers, sum: *sum, leases: leases.clone(), attached: attached.clone() },
+            before: Tables {
+                numbers: *numbers,
+                sum: *sum,
+                leases: leases.clone(),
+                lease_bytes: *lease_bytes,
+                lease_starts: *lease_starts,
+                attached: attached.clone(),
+            },
+            first_change: machine.lease_changes.len(),
             undo: Vec::new(),
             former: Vec::new(),
             first_pending: machine.pending.len(),
@@ -80,6 +91,17 @@ impl<'m> Work<'m> {
         self.superseded_bytes += former.bytes;
         self.former.push(former);
         self.machine.pending.push(Arc::new(record));
+    }
+
+    /// Changes what a key is attached to without writing a version of it.
+    pub(super) fn hang(&mut self, key: &Bytes, choice: LeaseChoice) -> Result<(), Stop> {
+        let old = self.indexed(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
+        let mut new = KeyRecord::clone(&old);
+        new.head.lease = self.attach(&old.key, old.head.lease, choice)?;
+        let name = new.key.clone();
+        let old = self.machine.root.index.insert(Arc::new(new));
+        self.undo.push((name, old));
+        Ok(())
     }
 
     /// Evaluates every compare, at every depth, against the state before any write; then runs.
@@ -127,10 +149,13 @@ impl<'m> Work<'m> {
                 None => machine.root.index.remove(&key),
             };
         }
-        let Tables { numbers, sum, leases, attached } = self.before;
+        machine.lease_changes.truncate(self.first_change);
+        let Tables { numbers, sum, leases, lease_bytes, lease_starts, attached } = self.before;
         machine.root.numbers = numbers;
         machine.root.sum = sum;
         machine.root.leases = leases;
+        machine.root.lease_bytes = lease_bytes;
+        machine.root.lease_starts = lease_starts;
         machine.root.attached = attached;
     }
 }

@@ -4,7 +4,7 @@ use super::super::Stop;
 use super::super::hash;
 use super::super::index::{Direction, Head, History, KeyRecord};
 use super::super::read::live_in;
-use super::super::root::{Lease, logical_bytes};
+use super::super::root::logical_bytes;
 use super::work::{Former, Work};
 use crate::model::{DeleteReason, KeyRange, KeyValue, LeaseChoice, LeaseId, Rejection};
 use crate::storage::record::{Record, RecordKind};
@@ -138,30 +138,22 @@ impl Work<'_> {
             self.delete(&old, reason)?;
             deleted += 1;
         }
-        self.end_lease(id);
+        self.machine.end_lease(id);
         Ok(deleted)
     }
 
-    fn end_lease(&mut self, id: LeaseId) {
-        let root = &mut self.machine.root;
-        if let Some(Lease { ttl_ms, implicit }) = root.leases.remove(&id) {
-            root.sum.remove(hash::lease(id, ttl_ms, implicit));
-        }
-    }
-
     /// Moves a key from the lease that it has to the one that is chosen, which it answers.
-    fn attach(&mut self, key: &Bytes, current: LeaseId, choice: LeaseChoice) -> Result<LeaseId, Stop> {
+    pub(super) fn attach(&mut self, key: &Bytes, current: LeaseId, choice: LeaseChoice) -> Result<LeaseId, Stop> {
         let wanted = match choice {
             LeaseChoice::Detach => 0,
             LeaseChoice::Keep => current,
             LeaseChoice::Attach(id) if id == 0 || self.machine.root.leases.contains_key(&id) => id,
             LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id).into()),
             LeaseChoice::Implicit { id, ttl_ms } => {
-                let root = &mut self.machine.root;
-                if root.leases.insert(id, Lease { ttl_ms, implicit: true }).is_some() {
+                if self.machine.root.leases.contains_key(&id) {
                     return Err(Rejection::LeaseExists(id).into());
                 }
-                root.sum.add(hash::lease(id, ttl_ms, true));
+                self.machine.start_lease(id, ttl_ms, None, true);
                 id
             }
         };
@@ -174,7 +166,7 @@ impl Work<'_> {
             root.sum.remove(hash::attachment(current, key));
             let is_used = root.attached.range((current, Bytes::new())..).next().is_some_and(|(of, _)| *of == current);
             if !is_used && root.leases.get(&current).is_some_and(|lease| lease.implicit) {
-                self.end_lease(current);
+                self.machine.end_lease(current);
             }
         }
         if wanted != 0 {

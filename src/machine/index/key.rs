@@ -42,7 +42,7 @@ pub(crate) struct Place {
     pub(crate) tombstone: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct KeyRecord {
     pub(crate) key: Bytes,
     pub(crate) head: Head,

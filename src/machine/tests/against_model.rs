@@ -2,12 +2,12 @@
 //! and the same log applied in different ways.
 
 use super::generate::{Dice, key, next_ms, proposal, range, range_op};
-use super::model::{Keys, Model, ModelEvent, listing};
+use super::model::{Model, ModelEvent, ModelLease, listing};
 use super::support::{Rig, blocks, restore};
 use crate::machine::hash::{self, Sum};
 use crate::machine::index::Direction;
 use crate::machine::read::{Source, live_in};
-use crate::machine::{Machine, Options, View};
+use crate::machine::{LeaseInfo, Machine, Options, View};
 use crate::model::{
     Batch, Caller, Delimiter, Failure, HistoryItem, HistoryOp, KeyRange, ListOp, LogPosition, Proposal, RangeSort,
     RevisionEvents, SortOrder,
@@ -129,17 +129,9 @@ fn reads(rig: &Rig, model: &Model, dice: &mut Dice) {
             other => panic!("{op:?}: {other:?}"),
         }
         let (key, revision) = (key(dice), op.revision);
-        if let Some(keys) = readable(model, revision) {
+        if let Some(keys) = model.at(revision) {
             assert_eq!(view.get(&ANYBODY, &key, revision).unwrap(), keys.get(&key).cloned());
         }
-    }
-}
-
-fn readable(model: &Model, revision: i64) -> Option<&Keys> {
-    if revision <= 0 {
-        Some(&model.state.keys)
-    } else {
-        model.states.get(&revision).filter(|_| revision >= model.compacted)
     }
 }
 
@@ -148,7 +140,7 @@ fn listings(rig: &Rig, model: &Model, dice: &mut Dice) {
     for _ in 0..10 {
         let range = if dice.one_in(2) { KeyRange::all() } else { range(dice) };
         let revision = if dice.one_in(2) { 0 } else { dice.revision(model.revision) };
-        let Some(keys) = readable(model, revision) else { continue };
+        let Some(keys) = model.at(revision) else { continue };
         let delimiter = dice.one_in(2).then(|| Delimiter {
             bytes: dice.pick(&[Bytes::from("/"), Bytes::from("x/"), Bytes::from_static(b"\xff")]),
             prefix_len: dice.pick(&[0, 0, 1, 2]),
@@ -156,7 +148,7 @@ fn listings(rig: &Rig, model: &Model, dice: &mut Dice) {
         let after = if dice.one_in(3) { dice.revision(model.revision) } else { 0 };
         let order = dice.pick(&[SortOrder::Ascending, SortOrder::Descending]);
         let grouping = delimiter.as_ref().map(|delimiter| (&delimiter.bytes[..], delimiter.prefix_len));
-        let expected = listing(keys, &range, after, grouping, order);
+        let expected = listing(&keys, &range, after, grouping, order);
         let mut op = ListOp {
             range,
             resume: None,
@@ -231,8 +223,12 @@ fn whole_state(rig: &Rig, model: &Model) {
         from = last.revision + 1;
     }
     assert_eq!(from.max(2), model.revision + 1);
-    let leases: Vec<_> = view.leases(0, 1000).iter().map(|l| (l.id, (l.ttl_ms, l.implicit))).collect();
-    assert_eq!(leases, model.state.leases.clone().into_iter().collect::<Vec<_>>());
+    let leases = view.leases(0, 1000).into_iter().map(|lease| {
+        let LeaseInfo { id, ttl_ms, implicit, checkpoint_ms, generation, label } = lease;
+        let label = label.as_deref().cloned().unwrap_or_default();
+        (id, ModelLease { ttl_ms, implicit, remaining_ms: checkpoint_ms, generation, label })
+    });
+    assert_eq!(leases.collect::<Vec<_>>(), model.state.leases.clone().into_iter().collect::<Vec<_>>());
     for id in model.state.leases.keys() {
         let attached: Vec<_> = model.state.keys.values().filter(|kv| kv.lease == *id).map(|kv| &kv.key).collect();
         assert_eq!(view.lease_keys(&ANYBODY, *id, 1000).iter().collect::<Vec<_>>(), attached);
@@ -263,7 +259,7 @@ fn hash_made_anew(rig: &Rig) {
         }
     }
     for (id, lease) in &root.leases {
-        sum.add(hash::lease(*id, lease.ttl_ms, lease.implicit));
+        sum.add(hash::lease(*id, lease));
     }
     for record in root.idempotency.iter() {
         sum.add(record.hash());

@@ -1,0 +1,1 @@
+//! The lessor's core against a naive oracle.
