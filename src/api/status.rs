@@ -339,6 +339,19 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
             }
             Code::Fenced
         }
+        Rejection::ClaimNotFound { of, lease: _ } => {
+            members.text(of.kind.singular(), &of.name);
+            Code::ClaimNotFound
+        }
+        Rejection::NotLeader { of } => {
+            members.text(of.kind.singular(), &of.name);
+            Code::NotLeader
+        }
+        Rejection::LimitMismatch { of, limit } => {
+            members.text(of.kind.singular(), &of.name);
+            members.count("limit", *limit);
+            Code::LimitMismatch
+        }
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter

@@ -59,9 +59,12 @@ impl<'a> Authorized<&'a Op> {
         match self.0 {
             Op::Txn(txn) => Opened::Txn(Authorized(txn)),
             Op::Range(range) => Opened::Range(Authorized(range)),
-            Op::Put(_) | Op::Delete { .. } | Op::Add { .. } | Op::MergePatch { .. } | Op::RateTake { .. } => {
-                Opened::Write(self)
-            }
+            Op::Put(_)
+            | Op::Delete { .. }
+            | Op::Add { .. }
+            | Op::MergePatch { .. }
+            | Op::RateTake { .. }
+            | Op::Session { .. } => Opened::Write(self),
         }
     }
 }
@@ -166,6 +169,7 @@ impl Request for Op {
             // The answer tells the former value, or part of it.
             Self::Add { key, lease, .. } => write(KeyRange::key(key.clone()), true, *lease, need),
             Self::MergePatch { key, prev_kv, lease, .. } => write(KeyRange::key(key.clone()), *prev_kv, *lease, need),
+            Self::Session { .. } => need(Need::Grant),
             // The answer tells what is left.
             Self::RateTake { key, lease, .. } => {
                 let lease = LeaseChoice::Implicit { id: *lease, ttl_ms: 0 };

@@ -107,6 +107,10 @@ fn operation(op: &Op) -> Result<(), Rejection> {
             written_key(key)?;
             choice(*lease)
         }
+        Op::Session { id, ttl_ms, label } => {
+            lease(*id, *ttl_ms)?;
+            labelled(label)
+        }
         Op::RateTake { key, rate, cost, lease: id } => {
             written_key(key)?;
             let refill_ms = rate.refill_ns().map_or(u64::MAX, |ns| ns / 1_000_000);
@@ -184,7 +188,7 @@ impl<'a> Written<'a> {
                 Op::Put(put) => all.put(&put.key)?,
                 Op::Add { key, .. } | Op::MergePatch { key, .. } | Op::RateTake { key, .. } => all.put(key)?,
                 Op::Delete { range, .. } => all.deletes.push(range),
-                Op::Range(_) => {}
+                Op::Range(_) | Op::Session { .. } => {}
                 Op::Txn(txn) => {
                     let mut inner = Self::by(&txn.success)?;
                     let failure = Self::by(&txn.failure)?;

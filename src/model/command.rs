@@ -194,6 +194,12 @@ pub enum Op {
         cost: u64,
         lease: LeaseId,
     },
+    /// Grants a lease for a key that a later operation attaches to it; it ends with its last key.
+    Session {
+        id: LeaseId,
+        ttl_ms: u64,
+        label: LeaseLabel,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -104,6 +104,12 @@ pub enum Rejection {
     StaleTerm { proposed: u64, current: u64 },
     #[error("the claim with token {token} does not hold {of}")]
     Fenced { of: ClaimName, token: Revision, holder: Option<Holder> },
+    #[error("lease {lease:x} has no claim on {of}")]
+    ClaimNotFound { of: ClaimName, lease: LeaseId },
+    #[error("the claim does not lead {of}")]
+    NotLeader { of: ClaimName },
+    #[error("the limit of {of} is {limit}")]
+    LimitMismatch { of: ClaimName, limit: u64 },
 }
 
 /// Who holds instead of a fenced-off claim.

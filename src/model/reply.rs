@@ -87,6 +87,7 @@ pub enum OpReply {
     MergePatch { key: Bytes, version: i64, lease: LeaseId, prev: Option<KeyValue> },
     Txn(TxnReply),
     RateTake { allowed: bool, remaining: u64, retry_after_ms: u64, reset_ms: u64 },
+    Session { lease: LeaseId },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

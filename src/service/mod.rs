@@ -5,6 +5,7 @@
 //! reads behind a barrier. Invariants: every write carries a `Caller` and a deadline; every failure
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
+pub mod claims;
 pub mod compactor;
 pub mod leases;
 pub mod lessor;

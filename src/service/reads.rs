@@ -123,7 +123,7 @@ impl Service {
         }
     }
 
-    async fn reached(&self, revision: Revision, within: Duration) -> Result<(), Failure> {
+    pub(super) async fn reached(&self, revision: Revision, within: Duration) -> Result<(), Failure> {
         let mut applied = self.inner.parts.consensus.applied();
         if applied.borrow_and_update().revision >= revision {
             return Ok(());

@@ -152,7 +152,12 @@ fn compare(dice: &mut Dice, current: Revision) -> Compare {
 }
 
 fn op(dice: &mut Dice, current: Revision, depth: u32) -> Op {
-    match dice.below(17) {
+    match dice.below(18) {
+        17 => Op::Session {
+            id: lease_id(dice),
+            ttl_ms: 900 + dice.below(5) * 100,
+            label: dice.pick(&[LeaseLabel::default(), LeaseLabel { name: Some("me".into()), metadata: None }]),
+        },
         16 => {
             let burst = 1 + dice.below(4);
             Op::RateTake {

@@ -504,6 +504,12 @@ impl Run<'_> {
         match op {
             Op::Txn(txn) => self.txn(model, txn, Some(operation)).map(OpReply::Txn),
             Op::Range(range) => model.read(&self.state.keys, range).map(OpReply::Range),
+            Op::Session { id, .. } if self.state.leases.contains_key(id) => Err(Rejection::LeaseExists(*id)),
+            Op::Session { id, ttl_ms, label } => {
+                self.state.start(*id, *ttl_ms, true, label.clone());
+                self.grew = true;
+                Ok(OpReply::Session { lease: *id })
+            }
             Op::RateTake { key, rate, cost, lease } => {
                 let stored =
                     self.state.keys.get(key).and_then(|kv| std::str::from_utf8(&kv.value).ok()?.parse::<u64>().ok());
