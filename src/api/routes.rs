@@ -10,7 +10,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 pub struct Route {
     /// Upper case, as on the wire.
     pub method: &'static str,
-    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included.
+    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included, `{id}` one.
     pub path: &'static str,
     pub operation_id: &'static str,
 }
@@ -41,9 +41,40 @@ routes! {
     HistoryGet GET "/v1/history/{key}" "historyGet",
     CounterGet GET "/v1/counters/{key}" "counterGet",
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
+    TtlGet GET "/v1/ttl/{key}" "ttlGet",
+    TtlPut PUT "/v1/ttl/{key}" "ttlPut",
+    TtlDelete DELETE "/v1/ttl/{key}" "ttlDelete",
+    LeaseGrant POST "/v1/leases" "leaseGrant",
+    LeaseList GET "/v1/leases" "leaseList",
+    LeaseGet GET "/v1/leases/{id}" "leaseGet",
+    LeaseRevoke DELETE "/v1/leases/{id}" "leaseRevoke",
+    LeaseKeepalive POST "/v1/leases/{id}/keepalive" "leaseKeepalive",
+    LeaseHold POST "/v1/leases/{id}/hold" "leaseHold",
     RateGet GET "/v1/ratelimits/{key}" "rateGet",
     RateTake POST "/v1/ratelimits/{key}" "rateTake",
     RateReset DELETE "/v1/ratelimits/{key}" "rateReset",
+    LockList GET "/v1/locks" "lockList",
+    LockGet GET "/v1/locks/{name}" "lockGet",
+    LockAcquire POST "/v1/locks/{name}" "lockAcquire",
+    LockBreak DELETE "/v1/locks/{name}" "lockBreak",
+    LockHold POST "/v1/locks/{name}/hold" "lockHold",
+    LockClaimGet GET "/v1/locks/{name}/claims/{lease}" "lockClaimGet",
+    LockRelease DELETE "/v1/locks/{name}/claims/{lease}" "lockRelease",
+    SemaphoreList GET "/v1/semaphores" "semaphoreList",
+    SemaphoreGet GET "/v1/semaphores/{name}" "semaphoreGet",
+    SemaphoreAcquire POST "/v1/semaphores/{name}" "semaphoreAcquire",
+    SemaphoreBreak DELETE "/v1/semaphores/{name}" "semaphoreBreak",
+    SemaphoreHold POST "/v1/semaphores/{name}/hold" "semaphoreHold",
+    SemaphoreClaimGet GET "/v1/semaphores/{name}/claims/{lease}" "semaphoreClaimGet",
+    SemaphoreRelease DELETE "/v1/semaphores/{name}/claims/{lease}" "semaphoreRelease",
+    ElectionList GET "/v1/elections" "electionList",
+    ElectionGet GET "/v1/elections/{name}" "electionGet",
+    ElectionCampaign POST "/v1/elections/{name}" "electionCampaign",
+    ElectionHold POST "/v1/elections/{name}/hold" "electionHold",
+    ElectionObserve GET "/v1/elections/{name}/observe" "electionObserve",
+    ElectionClaimGet GET "/v1/elections/{name}/claims/{lease}" "electionClaimGet",
+    ElectionProclaim PUT "/v1/elections/{name}/claims/{lease}" "electionProclaim",
+    ElectionResign DELETE "/v1/elections/{name}/claims/{lease}" "electionResign",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
     StatusGet GET "/v1/status" "statusGet",
@@ -72,18 +103,40 @@ impl Operation {
 
     /// True if it can change the store, so that a failure must say whether it did.
     pub(crate) fn mutates(self) -> bool {
+        use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
+        use Operation::{LeaseGrant, LeaseHold, LeaseKeepalive, LeaseRevoke, TtlDelete, TtlPut};
+        use Operation::{RateReset, RateTake};
+        matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
+            || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
+            || matches!(self, RateReset | RateTake)
+            || self.changes_claims()
+    }
+
+    fn changes_claims(self) -> bool {
         use Operation::{
-            Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, RateReset, RateTake, Txn,
+            ElectionCampaign, ElectionHold, ElectionProclaim, ElectionResign, LockAcquire, LockBreak, LockHold,
+            LockRelease, SemaphoreAcquire, SemaphoreBreak, SemaphoreHold, SemaphoreRelease,
         };
         matches!(
             self,
-            KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact | RateTake | RateReset
+            LockAcquire
+                | LockBreak
+                | LockHold
+                | LockRelease
+                | SemaphoreAcquire
+                | SemaphoreBreak
+                | SemaphoreHold
+                | SemaphoreRelease
+                | ElectionCampaign
+                | ElectionHold
+                | ElectionProclaim
+                | ElectionResign
         )
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
     fn streams(self) -> bool {
-        matches!(self, Self::SnapshotGet)
+        matches!(self, Self::SnapshotGet | Self::ElectionObserve)
     }
 }
 
@@ -115,7 +168,7 @@ fn paths() -> Vec<Path> {
 /// What a method and a path name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// `rest` is where in the path the `{key}` begins.
+    /// `rest` is where in the path the `{key}` or `{id}` begins.
     Operation {
         operation: Operation,
         rest: usize,
@@ -140,7 +193,7 @@ where
     for path in paths() {
         let mut methods = MethodRouter::new().fallback(endpoint(Found::OtherMethods(methods(&path))));
         for &(method, operation) in &path.operations {
-            let found = Found::Operation { operation, rest: path.text.len() };
+            let found = Found::Operation { operation, rest: path.text.find('{').unwrap_or(path.text.len()) };
             // axum's filter for GET takes HEAD too; a stream's HEAD is refused.
             if method == "GET" && operation.streams() {
                 methods = methods.on(MethodFilter::HEAD, endpoint(Found::OtherMethods(vec!["GET"])));
@@ -202,8 +255,8 @@ mod tests {
     #[test]
     fn every_route_finds_itself() {
         for (route, &operation) in ROUTES.iter().zip(Operation::ALL) {
-            let path = route.path.replace("{key}", "a/b//c/%FF%00/");
-            let rest = route.path.find("{key}").unwrap_or(route.path.len());
+            let path = route.path.replace("{key}", "a/b//c/%FF%00/").replace("{id}", "7f");
+            let rest = route.path.find('{').unwrap_or(route.path.len());
             assert_eq!(find(route.method, &path), Found::Operation { operation, rest }, "{route:?}");
             assert_eq!(ROUTES[operation.index()].operation_id, route.operation_id);
         }
@@ -236,6 +289,6 @@ mod tests {
         assert_eq!(find("GET", "/v1/txn"), Found::OtherMethods(vec!["POST"]));
         let Found::OtherMethods(methods) = find("POST", "/v1/kv/a") else { panic!("other methods") };
         assert_eq!(methods, ["GET", "HEAD", "PUT", "PATCH", "DELETE"]);
-        assert_eq!(find("GET", "/v1/locks/a"), Found::Nothing);
+        assert_eq!(find("GET", "/v1/locks/a/b"), Found::Nothing);
     }
 }

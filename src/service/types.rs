@@ -17,10 +17,15 @@ pub struct Context {
 }
 
 impl Context {
+    #[must_use]
+    pub fn new(caller: Caller, timeout: Duration) -> Self {
+        Self { caller, timeout, fences: Vec::new() }
+    }
+
     /// For what the member does on its own.
     #[must_use]
     pub fn system(timeout: Duration) -> Self {
-        Self { caller: Caller::System, timeout, fences: Vec::new() }
+        Self::new(Caller::System, timeout)
     }
 }
 

@@ -128,9 +128,13 @@ fn every_curl_line_is_a_request_of_its_operation() {
 }
 
 fn matches_path(template: &str, path: &str) -> bool {
-    match template.strip_suffix("{key}") {
-        Some(before) => path.strip_prefix(before).is_some_and(|key| !key.is_empty()),
-        None => template == path,
+    match (template.strip_suffix("{key}"), template.split_once("{id}")) {
+        (Some(before), _) => path.strip_prefix(before).is_some_and(|key| !key.is_empty()),
+        (None, Some((before, after))) => path
+            .strip_prefix(before)
+            .and_then(|rest| rest.strip_suffix(after))
+            .is_some_and(|id| !id.is_empty() && !id.contains('/')),
+        (None, None) => template == path,
     }
 }
 
@@ -199,6 +203,7 @@ struct Run {
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 const NO_HEADERS: Headers<'static> = &[];
+const MERGE: Headers<'static> = &[("content-type", "application/merge-patch+json")];
 const JSON: Headers<'static> = &[("content-type", "application/json")];
 
 impl Run {
@@ -213,7 +218,11 @@ impl Run {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.send().await.expect("an answer");
+        Self::received(request.send().await.expect("an answer")).await
+    }
+
+    /// The whole answer, also of a stream that ends.
+    async fn received(response: reqwest::Response) -> Answer {
         let status = response.status().as_u16();
         let text = |value: &reqwest::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
@@ -261,22 +270,16 @@ impl Run {
 fn mutates(operation: &Operation) -> bool {
     matches!(
         operation.id.as_str(),
-        "kvPut"
-            | "kvPatch"
-            | "kvDelete"
-            | "kvDeleteRange"
-            | "kvImport"
-            | "counterAdd"
-            | "txn"
-            | "compact"
-            | "rateTake"
-            | "rateReset"
-    )
+        "kvPut" | "kvPatch" | "kvDelete" | "kvDeleteRange" | "kvImport" | "counterAdd" | "txn" | "compact"
+    ) || matches!(
+        operation.id.as_str(),
+        "ttlPut" | "ttlDelete" | "leaseGrant" | "leaseRevoke" | "leaseKeepalive" | "leaseHold"
+    ) || matches!(operation.id.as_str(), "rateTake" | "rateReset")
 }
 
 /// A path of the operation that is good, and query parameters without which it is refused.
 fn plain_target(operation: &Operation) -> String {
-    let path = operation.path.replace("{key}", "plain");
+    let path = operation.path.replace("{key}", "plain").replace("{id}", "7f");
     match operation.id.as_str() {
         "kvDeleteRange" => format!("{path}?prefix=plain"),
         "compact" => format!("{path}?keep_revisions=1000000"),
@@ -292,6 +295,7 @@ async fn every_answer_is_as_documented() {
     keys(&mut run).await;
     lists(&mut run).await;
     history_and_counters(&mut run).await;
+    leases::drive(&mut run).await;
     transactions(&mut run).await;
     coordination::rate_limits(&mut run).await;
     coordination::fences(&mut run).await;
@@ -584,21 +588,38 @@ async fn reused_idempotency_keys(run: &mut Run) {
         ),
         ("rateReset", "/v1/ratelimits/once", "text/plain", "", "/v1/ratelimits/twice"),
         ("txn", "/v1/txn", "application/json", r#"{"then":[{"add":{"key":"once"}}]}"#, "/v1/txn?strict"),
+        ("ttlPut", "/v1/ttl/page?ttl=1h", "application/json", "", "/v1/ttl/page?ttl=2h"),
+        ("ttlDelete", "/v1/ttl/page", "text/plain", "", "/v1/ttl/other"),
+        ("leaseGrant", "/v1/leases?ttl=1h&id=c1", "application/json", "", "/v1/leases?ttl=2h&id=c1"),
+        ("leaseRevoke", "/v1/leases/c1", "text/plain", "", "/v1/leases/c2"),
     ];
+    // By the clock of the moment, also of a replay.
+    let replayed = |answer: &Answer| {
+        let mut json = answer.json();
+        json.as_object_mut().map(|members| members.remove("expires_at"));
+        json
+    };
     for (id, target, content_type, body, other) in requests {
         let operation = CONTRACT.by_id(id);
         let key = format!("key-of-{id}");
         let headers: Headers<'_> = &[("idempotency-key", &key), ("content-type", content_type)];
         let first = run.send(&operation.method, target, headers, body).await;
-        run.note(operation, "with an idempotency key", &first, if id == "kvPut" { 201 } else { 200 });
+        run.note(
+            operation,
+            "with an idempotency key",
+            &first,
+            if matches!(id, "kvPut" | "leaseGrant") { 201 } else { 200 },
+        );
         let again = run.send(&operation.method, target, headers, body).await;
         run.note(operation, "repeated", &again, first.status);
         assert_eq!(again.header("idempotency-replayed"), Some("true"), "{id}");
-        assert_eq!(first.json(), again.json(), "{id}");
+        assert_eq!(replayed(&first), replayed(&again), "{id}");
         let other = run.send(&operation.method, other, headers, body).await;
         run.note(operation, "another request", &other, 422);
     }
 }
+
+mod leases;
 
 /// The judge must be able to say no.
 mod judge {

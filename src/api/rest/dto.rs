@@ -17,6 +17,11 @@ impl Values {
 }
 
 pub(crate) fn entry(json: &mut Writer, kv: &KeyValue, values: Values) {
+    entry_with_ttl(json, kv, values, None);
+}
+
+/// An entry with the TTL of its lease, where that is at hand.
+pub(crate) fn entry_with_ttl(json: &mut Writer, kv: &KeyValue, values: Values, ttl_ms: Option<u64>) {
     json.open();
     json.key(&kv.key);
     match values {
@@ -30,6 +35,9 @@ pub(crate) fn entry(json: &mut Writer, kv: &KeyValue, values: Values) {
     json.int("mod_revision", kv.mod_revision);
     json.int("version", kv.version);
     lease(json, kv.lease);
+    if let Some(ttl_ms) = ttl_ms {
+        json.count("ttl_ms", ttl_ms);
+    }
     json.close();
 }
 
@@ -53,6 +61,7 @@ pub(crate) struct Put<'a> {
     pub(crate) version: i64,
     pub(crate) created: bool,
     pub(crate) lease: LeaseId,
+    pub(crate) expires_at: Option<&'a str>,
     pub(crate) previous: Option<&'a KeyValue>,
 }
 
@@ -63,6 +72,9 @@ pub(crate) fn put(json: &mut Writer, put: &Put<'_>) {
     json.int("version", put.version);
     json.bool("created", put.created);
     lease(json, put.lease);
+    if let Some(expires_at) = put.expires_at {
+        json.text("expires_at", expires_at);
+    }
     if let Some(previous) = put.previous {
         json.name("previous");
         entry(json, previous, Values::Shown);

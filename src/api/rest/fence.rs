@@ -3,6 +3,7 @@
 use super::query::percent_decode;
 use crate::api::call::Call;
 use crate::api::problem::Problem;
+use crate::api::routes::Operation;
 use crate::model::limits::{FENCES_MAX, NAME_BYTES_MAX};
 use crate::model::{ClaimKind, ClaimName, Fence};
 
@@ -16,7 +17,8 @@ pub(crate) fn of(call: &Call) -> Result<Vec<Fence>, Problem> {
         let text = value.to_str().map_err(|_| malformed("it is not visible ASCII"))?;
         fences.extend(text.split(',').map(|part| parse(part.trim())).collect::<Result<Vec<_>, _>>()?);
     }
-    if !fences.is_empty() && !call.operation.mutates() {
+    let renews = matches!(call.operation, Operation::LeaseKeepalive | Operation::LeaseHold);
+    if !fences.is_empty() && (renews || !call.operation.mutates()) {
         return Err(Problem::parameter(TENURE_FENCE, "only a write can be fenced"));
     }
     if fences.len() > FENCES_MAX {

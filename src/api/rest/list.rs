@@ -170,7 +170,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let page = answer.body;
     let next = listing.next_cursor(&page);
     let mut json = Writer::with_capacity(1024);
-    write(&mut json, &listing.op, &page, next.as_deref());
+    write(&mut json, &listing.op, &page, next.as_deref(), &call.state.service);
     let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
     if let Some(link) = next.and_then(|next| HeaderValue::try_from(link(call, &next)).ok()) {
         answered.response.headers_mut().insert(LINK, link);
@@ -178,13 +178,15 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     Ok(answered)
 }
 
-fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>) {
+fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>, service: &Service) {
     json.open();
     json.int("revision", page.revision);
     if !op.count_only {
         json.name("items");
         json.open_list();
-        page.items.iter().for_each(|kv| dto::entry(json, kv, Values::unless(op.keys_only)));
+        for kv in &page.items {
+            dto::entry_with_ttl(json, kv, Values::unless(op.keys_only), service.lease_ttl_ms(kv.lease));
+        }
         json.close_list();
         if op.delimiter.is_some() {
             json.name("prefixes");

@@ -19,6 +19,7 @@ const WITHDRAWALS: u32 = 5;
 const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// After an attempt to confirm a claim that found no leader.
 const CONFIRM_AGAIN: Duration = Duration::from_millis(50);
+const RENEW_AGAIN: Duration = Duration::from_millis(200);
 /// How often a holder or waiter on a stream is told where it stands.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -55,7 +56,7 @@ impl Place {
     }
 
     fn context(&self, timeout: Duration) -> Context {
-        Context { caller: self.caller.clone(), timeout, fences: Vec::new() }
+        Context::new(self.caller.clone(), timeout)
     }
 
     /// Ends when the claim holds, or at least did when this member last looked.
@@ -226,6 +227,8 @@ pub struct Hold {
     until: Option<Duration>,
     held: bool,
     first: bool,
+    /// The last renewal found no leader: the TTL bounds how long that can go on.
+    renew_soon: bool,
 }
 
 /// Where a held claim stands.
@@ -243,7 +246,7 @@ pub enum HoldStep {
 
 impl Hold {
     pub(super) fn new(place: Place, until: Option<Duration>) -> Self {
-        Self { place, until, held: false, first: true }
+        Self { place, until, held: false, first: true, renew_soon: false }
     }
 
     /// The next thing to say: at once where it stands, then each change, and every few seconds the same
@@ -265,17 +268,25 @@ impl Hold {
     /// How long until the next word, and until the next renewal of the claim's own lease: what a holder
     /// is told is true when it is told.
     fn pause(&self) -> Duration {
+        if self.renew_soon {
+            return RENEW_AGAIN;
+        }
         let ttl_ms = self.place.own_ttl_ms.unwrap_or(u64::MAX);
         Duration::from_millis(ttl_ms / 3).min(TOLD_EVERY)
     }
 
-    async fn renew(&self) -> Result<(), Failure> {
+    async fn renew(&mut self) -> Result<(), Failure> {
         let Some(ttl_ms) = self.place.own_ttl_ms else { return Ok(()) };
         let within = Duration::from_millis(ttl_ms).saturating_sub(self.pause());
-        self.place.service.lease_keep_alive(&self.place.context(within), self.place.lease).await.map(|_| ())
+        let renewed = self.place.service.lease_keep_alive(&self.place.context(within), self.place.lease).await;
+        self.renew_soon = matches!(renewed, Err(Failure::Unavailable { .. }));
+        match renewed {
+            Ok(_) | Err(Failure::Unavailable { .. }) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 
-    async fn holding(&self) -> Result<HoldStep, Failure> {
+    async fn holding(&mut self) -> Result<HoldStep, Failure> {
         let place = &self.place;
         let mut own = place.service.inner.parts.hub.wait_key(place.key.clone())?;
         place.look()?;
@@ -283,10 +294,11 @@ impl Hold {
             running = own.changed() => if !running {
                 return Err(timed_out(Why::ShuttingDown));
             },
-            () = tokio::time::sleep(self.pause()) => self.renew().await?,
+            () = tokio::time::sleep(self.pause()) => {}
             () = place.service.stopping().cancelled() => return Err(timed_out(Why::ShuttingDown)),
         }
-        place.look().map(|(_, claim)| HoldStep::Stands(claim))
+        self.renew().await?;
+        self.place.look().map(|(_, claim)| HoldStep::Stands(claim))
     }
 
     async fn waiting(&mut self) -> Result<HoldStep, Failure> {
@@ -304,7 +316,7 @@ impl Hold {
             () = tokio::time::sleep(pause.min(left)) => {
                 if left > pause {
                     self.renew().await?;
-                    let (_, claim) = place.look()?;
+                    let (_, claim) = self.place.look()?;
                     // Only what is confirmed is said to hold.
                     return Ok(HoldStep::Stands(Claim { held: false, ..claim }));
                 }
