@@ -47,18 +47,20 @@ impl Service {
     ) -> Result<Answer<Claim>, Failure> {
         self.barrier(context).await?;
         let queue = self.queue_in(&self.newest(), &context.caller, of)?;
-        let Some(claim) = queue.find(lease) else {
-            return Err(Rejection::ClaimNotFound { of: of.clone(), lease }.into());
+        let claim = queue.find(lease);
+        let refused = || match claim {
+            None => Failure::from(Rejection::ClaimNotFound { of: of.clone(), lease }),
+            Some(_) => Rejection::NotLeader { of: of.clone() }.into(),
         };
-        let not_leader = || Failure::from(Rejection::NotLeader { of: of.clone() });
-        if !claim.held {
-            return Err(not_leader());
-        }
-        let txn = txns::proclaim(of, (lease, claim.token), value.clone());
+        let token = match claim.filter(|claim| claim.held) {
+            Some(claim) => claim.token,
+            // A repetition is answered what the first request was, whoever leads now.
+            None if idempotency.is_some() => 0,
+            None => return Err(refused()),
+        };
+        let txn = txns::proclaim(of, (lease, token), value.clone());
         let (answer, _) = self.claim_txn(context, txn, idempotency).await?;
-        if !answer.body {
-            return Err(not_leader());
-        }
+        let claim = claim.filter(|_| answer.body).ok_or_else(refused)?;
         Ok(self.answer(answer.header, Claim { value, ..claim.clone() }, answer.replayed))
     }
 
