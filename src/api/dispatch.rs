@@ -180,6 +180,7 @@ async fn perform_other(call: &mut Call) -> Outcome {
         Operation::KvList => rest::list::get(call).await,
         Operation::KvDeleteRange => rest::list::delete(call).await,
         Operation::Txn => rest::txn::post(call).await,
+        Operation::WatchGet => rest::watch::get(call).await,
         Operation::HistoryGet => rest::history::get(call).await,
         Operation::CounterGet => rest::counters::get(call).await,
         Operation::CounterAdd => rest::counters::add(call).await,

@@ -38,6 +38,7 @@ routes! {
     KvList GET "/v1/kv" "kvList",
     KvDeleteRange DELETE "/v1/kv" "kvDeleteRange",
     Txn POST "/v1/txn" "txn",
+    WatchGet GET "/v1/watch" "watch",
     HistoryGet GET "/v1/history/{key}" "historyGet",
     CounterGet GET "/v1/counters/{key}" "counterGet",
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
@@ -136,7 +137,7 @@ impl Operation {
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
     fn streams(self) -> bool {
-        matches!(self, Self::SnapshotGet | Self::ElectionObserve)
+        matches!(self, Self::SnapshotGet | Self::WatchGet | Self::ElectionObserve)
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) enum Code {
     OutcomeUnknown,
     Timeout,
     RevisionNotReached,
+    DiskStalled,
     StorageFull,
     CostOverBurst,
     ClaimNotFound,
@@ -91,7 +92,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 48] = {
+    pub(super) const ALL: [Code; 49] = {
         use Code::*;
         [
             InvalidParameter,
@@ -133,6 +134,7 @@ impl Code {
             OutcomeUnknown,
             Timeout,
             RevisionNotReached,
+            DiskStalled,
             StorageFull,
             CostOverBurst,
             ClaimNotFound,
@@ -204,6 +206,7 @@ impl Code {
                 .hint("the write may have happened: repeat it only with the same Idempotency-Key"),
             Self::Timeout => row(504, "timeout", "Deadline passed").retryable(),
             Self::RevisionNotReached => row(504, "revision-not-reached", "Revision not reached").retryable(),
+            Self::DiskStalled => row(503, "disk-stalled", "Disk stalled").hint("ask another member").retryable(),
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
             }
@@ -247,11 +250,12 @@ fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
             let code = match why {
                 Why::NoLeader => Code::NoLeader,
                 Why::Timeout => Code::Timeout,
-                Why::Overloaded => Code::Throttled,
+                Why::Overloaded | Why::TooManyStreams => Code::Throttled,
                 Why::ShuttingDown => Code::ShuttingDown,
                 Why::NotReady => Code::NotReady,
                 Why::TooStale => Code::TooStale,
                 Why::RevisionNotReached => Code::RevisionNotReached,
+                Why::DiskStalled => Code::DiskStalled,
             };
             (code, Applied::No)
         }
@@ -405,6 +409,7 @@ mod tests {
 504 outcome-unknown
 504 timeout retryable
 504 revision-not-reached retryable
+503 disk-stalled retryable
 507 storage-full
 400 cost-over-burst
 404 claim-not-found
@@ -436,7 +441,17 @@ mod tests {
     #[test]
     fn only_an_unknown_outcome_or_a_fault_leaves_it_open_whether_a_write_happened() {
         use Why::*;
-        for why in [NoLeader, Timeout, Overloaded, ShuttingDown, NotReady, TooStale, RevisionNotReached] {
+        for why in [
+            NoLeader,
+            Timeout,
+            Overloaded,
+            TooManyStreams,
+            ShuttingDown,
+            NotReady,
+            TooStale,
+            RevisionNotReached,
+            DiskStalled,
+        ] {
             let unknown = verdict(&Failure::Unavailable { why, outcome: Outcome::Unknown });
             assert_eq!((unknown.code, unknown.applied), (Code::OutcomeUnknown, Applied::Unknown));
             let refused = verdict(&Failure::not_proposed(why));

@@ -177,7 +177,7 @@ impl View {
     /// newest revision.
     ///
     /// # Errors
-    /// `Compacted` if `from` is not above the compacted revision; a broken store is a fault.
+    /// `Compacted` if `from` is below the compacted revision; a broken store is a fault.
     pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
         Ok(self.source().events(from, max_records)?)
     }
@@ -187,7 +187,12 @@ impl View {
     /// # Errors
     /// `Compacted` if the version was removed meanwhile.
     pub fn record(&self, prev: PrevRef) -> Result<KeyValue, Failure> {
-        if let Some(record) = self.root.values.get(prev.main, prev.sub, false)? {
+        if let Some(key) = self.root.values.former(prev.main, prev.sub)
+            && let Some(value) = key.slot.get()
+        {
+            return Ok(read::newest(&key, value));
+        }
+        if let Some(record) = self.root.values.store.get(prev.main, prev.sub)? {
             return Ok(read::key_value(&record, false));
         }
         let numbers = self.root.numbers;
@@ -244,7 +249,7 @@ impl View {
             retained_bytes: root.timeline.bytes(),
             used_bytes: root.used_bytes(),
             quota_bytes: root.numbers.quota_bytes,
-            cached_value_bytes: root.values.cached_bytes(),
+            cached_value_bytes: root.values.held_bytes(),
         }
     }
 }

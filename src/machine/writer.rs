@@ -2,7 +2,7 @@
 
 use super::apply::{Applied, LeaseChange, Outcome};
 use super::root::{Published, Root};
-use super::values::{Fading, Values};
+use super::values::{Hand, Values};
 use super::view::Reader;
 use crate::model::{Batch, Fault, LogPosition, limits};
 use crate::storage::blocks::BlockStore;
@@ -38,7 +38,7 @@ pub struct Machine {
     pub(super) values: Arc<Values>,
     /// Records of the batch under way, not yet in the block store.
     pub(super) pending: Vec<Arc<Record>>,
-    pub(super) fading: Fading,
+    pub(super) hand: Hand,
     /// What the batch under way did to leases, in order.
     pub(super) lease_changes: Vec<LeaseChange>,
     /// The term of the entry under way.
@@ -67,7 +67,7 @@ impl Machine {
             published: Arc::new(Published::new(root.clone())),
             values: root.values.clone(),
             pending: Vec::new(),
-            fading: Fading::default(),
+            hand: Hand::default(),
             lease_changes: Vec::new(),
             term: 0,
             content_types: ContentTypes::default(),
@@ -96,6 +96,7 @@ impl Machine {
         applied.revision = self.root.numbers.revision;
         applied.leases = std::mem::take(&mut self.lease_changes);
         self.values.store.append(std::mem::take(&mut self.pending))?;
+        self.hand.sweep(&self.values, &self.root.index);
         self.advance(at)?;
         Ok(applied)
     }

@@ -53,6 +53,10 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("this member's disk does not answer")]
+    DiskStalled,
+    #[error("as many watch streams and waits are open on this member as it allows")]
+    TooManyStreams,
 }
 
 /// Deterministic refusals: part of the replicated answer, or of validation before it.

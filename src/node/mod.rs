@@ -10,6 +10,7 @@ pub mod config;
 mod disk_watch;
 mod fatal;
 pub mod identity;
+pub mod reload;
 pub mod restore;
 mod stores;
 
@@ -18,22 +19,26 @@ use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
 use crate::machine;
 use crate::model::{Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
-use crate::raft::{Consensus, Member, NoPeers, Options, Parts, Publisher, StartError};
+use crate::raft::{Consensus, DiskStall, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
 use crate::service::{self, Context, Lessor, Service, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::Checked;
 use identity::{DataDir, Identity};
+use reload::Reread;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long the log's committed tail may take to apply before start is called a failure.
 const RECOVERY: Duration = Duration::from_secs(600);
+/// Threads of the runtime, on however few cores.
+const WORKERS_MIN: usize = 2;
 /// Of the shutdown's time, what open requests may take of it.
 const DRAIN_PERCENT: u32 = 60;
 
@@ -71,7 +76,7 @@ fn io_error(context: String) -> impl FnOnce(io::Error) -> NodeError {
 ///
 /// # Errors
 /// If it cannot start. Once it serves, a storage fault ends the process instead.
-pub fn run(config: Checked) -> Result<(), NodeError> {
+pub fn run(config: Checked, reread: Reread) -> Result<(), NodeError> {
     let format = match config.log_format {
         config::LogFormat::Auto => telemetry::LogFormat::Auto,
         config::LogFormat::Text => telemetry::LogFormat::Text,
@@ -82,12 +87,15 @@ pub fn run(config: Checked) -> Result<(), NodeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    // An append may wait for the disk on its thread: what watches the disk must not wait behind it.
+    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from).max(WORKERS_MIN);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .thread_name("tenure")
         .build()
         .map_err(io_error("start the runtime".to_owned()))?;
-    let result = runtime.block_on(serve(config, logs));
+    let result = runtime.block_on(serve(config, reread, logs));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -113,20 +121,24 @@ impl Publisher for Watchers {
     }
 }
 
-async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
+async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), NodeError> {
+    // From here on it ends nothing; it is answered once there is something to change.
+    let hangup = on_signal(SignalKind::hangup())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let address = config.listen_client;
     // First, because it is the slip that is made most often and nothing has to be undone for it.
     let listener = Listener::bind(address).await.map_err(io_error(format!("listen on {address}")))?;
+    let config = config.bound(listener.address());
     let data = DataDir::open(&config.data_dir)?;
     let identity = data.identity(&*entropy)?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
+    let disk = disk_stall(&config, &clock);
+    let stores = stores::open(&data, &clock, &metrics, &disk)?;
     let lessor = Arc::new(Lessor::new(clock.clone()));
-    let stores = stores::open(&data, &clock, &metrics)?;
     let snapshots = stores.snapshots.clone();
     if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
         return Err(NodeError::LogLost);
@@ -144,7 +156,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         tasks: tasks.clone(),
         fatal: fatal::handler(),
     };
-    let consensus = Consensus::start(raft_options(&config, &identity), parts).await?;
+    let consensus = Consensus::start(raft_options(&config, &identity, disk.clone()), parts).await?;
     history.set(consensus.clone());
     tasks.spawn("watch hub", hub.clone().run());
     bootstrap(&config, &data, identity.clone(), &consensus).await?;
@@ -166,29 +178,40 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         },
         service::Options { member, admission_bytes: config.admission_bytes },
     );
+    let (settings, in_effect) = watch::channel(config.clone());
+    let auto_compact = watch::channel(reload::auto_compact(&config)).0;
+    background(&in_effect, auto_compact.subscribe(), &service, &tasks).await;
     tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
-    background(&config, &service, &tasks).await;
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);
+    let shown = watch::channel(reload::shown(&config)).0;
     let options = api::Options {
         listen: listener.address(),
         cors_origins: config.cors_origin.clone(),
         request_bytes_max: config.max_request_bytes,
-        config: Arc::new(shown(&config)),
+        config: shown.subscribe(),
     };
+    let reloaded = reload::Parts { settings, auto_compact, shown, logs: logs.clone(), service: service.clone(), disk };
+    tasks.spawn_until_stop("reload", reload::run(hangup, reread, reloaded));
     let state =
         api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
     banner(&config, &listener, &service);
-    until_told(listener, state, &tasks, &config, &consensus).await
+    until_told(listener, state, &tasks, config.shutdown_timeout, &consensus).await
 }
 
-fn raft_options(config: &Checked, identity: &Identity) -> Options {
+/// A disk that keeps a write for longer than two election timeouts no longer serves a leader.
+fn disk_stall(config: &Checked, clock: &Arc<dyn Clock>) -> DiskStall {
+    DiskStall::new(clock.clone(), config.election_timeout.max * 2, config.disk_stall_abort)
+}
+
+fn raft_options(config: &Checked, identity: &Identity, disk: DiskStall) -> Options {
     Options {
         cluster_id: identity.cluster_id,
         heartbeat: config.heartbeat,
         election_min: config.election_timeout.min,
         election_max: config.election_timeout.max,
         snapshot_log_bytes: config.snapshot_bytes,
+        disk: Some(disk),
         ..Options::new(identity.node_id)
     }
 }
@@ -217,23 +240,26 @@ async fn bootstrap(
     Ok(())
 }
 
-async fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
+async fn background(
+    settings: &watch::Receiver<Checked>,
+    auto_compact: watch::Receiver<AutoCompact>,
+    service: &Service,
+    tasks: &TaskSet,
+) {
     let system = Context::system(Duration::from_secs(10));
-    if let Err(failure) = service.set_quota(&system, config.quota_bytes).await {
+    let quota_bytes = settings.borrow().quota_bytes;
+    if let Err(failure) = service.set_quota(&system, quota_bytes).await {
         tracing::warn!(%failure, "the quota could not be set, the stored one stays");
     }
-    let keep = match config.auto_compact {
-        config::AutoCompact::Off => AutoCompact::Off,
-        config::AutoCompact::Age(age) => AutoCompact::KeepAge(age),
-        config::AutoCompact::Revisions(keep) => AutoCompact::KeepRevisions(i64::try_from(keep).unwrap_or(i64::MAX)),
-    };
-    tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), keep));
-    let watch = disk_watch::run(service.clone(), tasks.clone(), config.data_dir.clone(), config.disk_reserve_bytes);
+    tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), auto_compact));
+    let watch = disk_watch::run(service.clone(), tasks.clone(), settings.clone());
     tasks.spawn_until_stop("disk watch", watch);
 }
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
     telemetry::process::register(registry);
+    let lagging = service.clone();
+    telemetry::watch::register(registry, move || lagging.watch_lag());
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {
@@ -247,10 +273,8 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
     }
 }
 
-/// The effective settings for people, each with where it came from.
-fn shown(config: &Checked) -> serde_json::Value {
-    let setting = |setting: &config::ShownSetting| serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() });
-    serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
+fn on_signal(kind: SignalKind) -> Result<Signal, NodeError> {
+    signal(kind).map_err(io_error("wait for signals".to_owned()))
 }
 
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
@@ -258,12 +282,11 @@ async fn until_told(
     listener: Listener,
     state: api::State,
     tasks: &TaskSet,
-    config: &Checked,
+    within: Duration,
     consensus: &Consensus,
 ) -> Result<(), NodeError> {
-    let signals = |kind| signal(kind).map_err(io_error("wait for signals".to_owned()));
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-    let (closing, within) = (CancellationToken::new(), config.shutdown_timeout);
+    let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
+    let closing = CancellationToken::new();
     let limits = Limits {
         connections_max: limits::CONNECTIONS_MAX,
         head_bytes_max: limits::HEAD_BYTES_MAX,

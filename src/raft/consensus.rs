@@ -11,6 +11,7 @@ use super::log_store::LogStore;
 use super::network::{Network, Transport};
 use super::responder::Callback;
 use super::snapshots::{self, Snapshots};
+use super::stall::{self, DiskStall, HandOver};
 use super::types::{LogBatch, Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
@@ -49,6 +50,8 @@ pub struct Options {
     /// A snapshot is taken when the log has grown by this much since the last one, or by half of
     /// the last snapshot's size if that is more.
     pub snapshot_log_bytes: u64,
+    /// Tells whether the log's disk hangs; `None`: nobody looks.
+    pub disk: Option<DiskStall>,
     /// A planted bug, for the tests that must find it.
     pub mutant: Option<Mutant>,
 }
@@ -63,6 +66,7 @@ impl Options {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
             snapshot_log_bytes: 64 << 20,
+            disk: None,
             mutant: crate::storage::mutant::active(),
         }
     }
@@ -205,6 +209,9 @@ impl Consensus {
         let recovered = spawn_recovery(&raft, &tasks);
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
+        if let Some(disk) = options.disk.clone() {
+            tasks.spawn_until_stop("stall watch", stall::watch(disk, link.clone(), metrics.clone(), fatal.clone()));
+        }
         let ending = Arc::new(AtomicBool::new(false));
         let (lead, leading) = watch::channel(None);
         tasks.spawn_until_stop("raft watch", observe(raft, metrics, lead, ending.clone(), fatal));
@@ -240,7 +247,7 @@ impl Consensus {
     /// # Errors
     /// `NotProposed` only if Raft has not appended it and never will.
     pub async fn propose(&self, proposal: &Proposal, timeout: Duration) -> Result<Outcome, Failure> {
-        self.ensure_recovered()?;
+        self.ensure_able()?;
         self.0.batcher.propose(proposal, timeout).await
     }
 
@@ -249,15 +256,28 @@ impl Consensus {
     /// # Errors
     /// If leadership is not confirmed in time.
     pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Failure> {
-        self.ensure_recovered()?;
+        self.ensure_able()?;
         if self.0.link.leads_alone() {
             return Ok(());
         }
         self.0.barrier.wait(timeout).await
     }
 
-    fn ensure_recovered(&self) -> Result<(), Failure> {
-        if *self.0.recovered.borrow() { Ok(()) } else { Err(Failure::not_proposed(Why::NotReady)) }
+    /// Recovered, and with a disk that answers: else nothing that needs the log is begun here.
+    fn ensure_able(&self) -> Result<(), Failure> {
+        if !*self.0.recovered.borrow() {
+            return Err(Failure::not_proposed(Why::NotReady));
+        }
+        match self.disk_stalled() {
+            Some(_) => Err(Failure::not_proposed(Why::DiskStalled)),
+            None => Ok(()),
+        }
+    }
+
+    /// For how long the log's disk has not answered, if that is longer than it may.
+    #[must_use]
+    pub fn disk_stalled(&self) -> Option<Duration> {
+        self.0.options.disk.as_ref().and_then(DiskStall::stalled)
     }
 
     /// Reads what is applied here, now and from now on.
@@ -276,6 +296,14 @@ impl Consensus {
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<Progress> {
         self.0.link.applier.watch()
+    }
+
+    /// The term, and who leads in it: the part of `state` that every answer carries.
+    #[must_use]
+    pub fn leadership(&self) -> (u64, Option<MemberId>) {
+        let server = self.0.link.raft.server_metrics();
+        let server = server.borrow_watched();
+        (server.vote.leader_id.term, server.current_leader)
     }
 
     #[must_use]
@@ -326,9 +354,8 @@ impl Consensus {
     /// Proposals on their way end as unknown.
     pub async fn shutdown(&self) {
         let link = &self.0.link;
-        if let Some(heir) = link.heir() {
-            let mut server = link.raft.server_metrics();
-            drop(link.raft.trigger().transfer_leader(heir).await);
+        let mut server = link.raft.server_metrics();
+        if link.hand_over().await {
             let handed_over = async {
                 while server.borrow_watched().state == ServerState::Leader {
                     if server.changed().await.is_err() {
@@ -457,6 +484,13 @@ impl Link {
         let replication = metrics.replication.as_ref()?;
         let others = metrics.membership_config.voter_ids().filter(|id| *id != self.id);
         others.max_by_key(|id| replication.get(id).and_then(|at| at.as_ref().map(|at| at.index)))
+    }
+}
+
+impl HandOver for Link {
+    async fn hand_over(&self) -> bool {
+        let Some(heir) = self.heir() else { return false };
+        self.raft.trigger().transfer_leader(heir).await.is_ok()
     }
 }
 

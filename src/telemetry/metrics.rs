@@ -2,12 +2,15 @@
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 
 /// Cheap to clone: every metric is a shared handle.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub wal_fsync: Histogram,
     pub wal_bytes: Counter,
+    pub wal_stall: Gauge<f64, AtomicU64>,
+    pub wal_stalls: Counter,
     pub proposals_committed: Counter,
     pub proposals_failed: Counter,
     pub proposals_pending: Gauge,
@@ -52,6 +55,7 @@ impl Metrics {
         let watch_events = counter("watch_events", "Events delivered to watch streams");
         let watch_catchups = counter("watch_catchups", "Times a watcher fell behind and was served from history");
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
+        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let leases_expired = counter("leases_expired", "Leases that this member, leading, found run out and ended");
         let claim_handovers = counter("claim_handovers", "Claims that were waited for and came to hold");
         let lease_keepalives = counter("lease_keepalives", "Renewals of leases that were answered");
@@ -77,6 +81,9 @@ impl Metrics {
             Unit::Bytes,
             logical_bytes.clone(),
         );
+        let wal_stall = Gauge::<f64, AtomicU64>::default();
+        let help = "How long the log's disk has not answered; 0 below two election timeouts";
+        registry.register_with_unit("wal_stall", help, Unit::Seconds, wal_stall.clone());
         let mut seconds = |name: &str, help: &str| {
             let metric = Histogram::new(SECONDS);
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
@@ -93,6 +100,8 @@ impl Metrics {
         Self {
             wal_fsync,
             wal_bytes,
+            wal_stall,
+            wal_stalls,
             proposals_committed,
             proposals_failed,
             proposals_pending,

@@ -288,6 +288,7 @@ fn plain_target(operation: &Operation) -> String {
         "kvDeleteRange" => format!("{path}?prefix=plain"),
         "compact" => format!("{path}?keep_revisions=1000000"),
         "rateGet" | "rateTake" => format!("{path}?limit=100&per=1m"),
+        "watch" => format!("{path}?wait=10ms"),
         "logLevelPut" => format!("{path}?level=info"),
         _ => path,
     }
@@ -299,6 +300,7 @@ async fn every_answer_is_as_documented() {
     keys(&mut run).await;
     lists(&mut run).await;
     history_and_counters(&mut run).await;
+    watches(&mut run).await;
     leases::drive(&mut run).await;
     transactions(&mut run).await;
     coordination::rate_limits(&mut run).await;
@@ -471,6 +473,8 @@ async fn maintenance(run: &mut Run) {
     run.drive("kvPut", "/v1/kv/later", NO_HEADERS, "", 200).await;
     run.drive("compact", &format!("/v1/compact?revision={}", revision + 2), NO_HEADERS, "", 200).await;
     run.drive("compact", &format!("/v1/compact?revision={}", revision + 1), NO_HEADERS, "", 410).await;
+    run.drive("watch", &format!("/v1/watch?after={}", revision + 1), NO_HEADERS, "", 410).await;
+    run.drive("watch", "/v1/watch", &[("last-event-id", "1")], "", 410).await;
     run.drive("compact", "/v1/compact", JSON, r#"{"keep":"1h"}"#, 200).await;
     run.drive("compact", "/v1/compact", NO_HEADERS, "", 400).await;
     run.drive("compact", "/v1/compact?revision=1&keep=1s", NO_HEADERS, "", 400).await;
@@ -516,6 +520,46 @@ async fn operations(run: &mut Run) {
 }
 
 /// A foreign page, an unknown parameter and another method, for every operation there is.
+async fn watches(run: &mut Run) {
+    let now = run.drive("watch", "/v1/watch?wait=1ms", NO_HEADERS, "", 200).await.json()["revision"].clone();
+    run.drive("kvPut", "/v1/kv/watched", NO_HEADERS, "one", 201).await;
+    run.drive("kvPut", "/v1/kv/watched", &[("content-type", "text/html")], "two", 200).await;
+    run.drive("kvDelete", "/v1/kv/watched", NO_HEADERS, "", 200).await;
+    let polled = format!("/v1/watch?key=watched&after={now}&prev&wait=5s");
+    let answer = run.drive("watch", &polled, NO_HEADERS, "", 200).await.json();
+    assert_eq!(answer["events"].as_array().map(Vec::len), Some(3), "{answer}");
+    for manner in ["initial", "after=0&prev", "after=0&values=false", "initial&values=false&prefix=a/&key=watched"] {
+        let target = format!("/v1/watch?{manner}&timeout=50ms");
+        let lines = run.drive("watch", &target, NO_HEADERS, "", 200).await;
+        assert_eq!(lines.media_type(), Some("application/x-ndjson"));
+        assert!(lines.body.starts_with(b"{\"type\":\"put\""), "{target}: {}", String::from_utf8_lossy(&lines.body));
+        let events = run.drive("watch", &target, &[("accept", "text/event-stream")], "", 200).await;
+        assert_eq!(events.media_type(), Some("text/event-stream"));
+        assert!(events.body.starts_with(b"retry: 1000\n\nevent: put\n"), "{target}");
+    }
+    let json: Headers<'_> = &[("accept", "application/json")];
+    run.drive("watch", "/v1/watch?timeout=1ms", json, "", 406).await;
+    let long = "k".repeat(5000);
+    run.drive("watch", &format!("/v1/watch?key={long}"), NO_HEADERS, "", 414).await;
+    for bad in [
+        "key=",
+        "start=a",
+        "after=-1",
+        "types=gone",
+        "bookmarks=1ms",
+        "limit=5",
+        "wait=1s&initial",
+        "wait=1s&format=sse",
+        "format=json",
+        "timeout=0",
+        "on_compacted=ignore",
+        "ns=a",
+    ] {
+        run.drive("watch", &format!("/v1/watch?{bad}"), NO_HEADERS, "", 400).await;
+    }
+    run.drive("watch", "/v1/watch", &[("last-event-id", "x")], "", 400).await;
+}
+
 async fn refusals_that_all_share(run: &mut Run) {
     for operation in &CONTRACT.operations {
         let target = plain_target(operation);

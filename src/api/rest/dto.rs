@@ -1,7 +1,7 @@
 //! Answers as JSON, in the field order of the contract.
 
 use crate::api::json::Writer;
-use crate::model::{KeyValue, LeaseId, Revision};
+use crate::model::{DeleteReason, KeyValue, LeaseId, Revision};
 
 /// Whether an entry is written with its value or only with its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,15 @@ pub(crate) fn entry_bytes(kv: &KeyValue) -> Vec<u8> {
 pub(crate) fn lease(json: &mut Writer, lease: LeaseId) {
     if lease != 0 {
         json.text("lease", &format!("{lease:016x}"));
+    }
+}
+
+/// Why a key is gone.
+pub(crate) fn reason(reason: DeleteReason) -> &'static str {
+    match reason {
+        DeleteReason::Deleted => "deleted",
+        DeleteReason::Expired => "expired",
+        DeleteReason::LeaseRevoked => "lease_revoked",
     }
 }
 

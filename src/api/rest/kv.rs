@@ -27,8 +27,8 @@ use std::time::Duration;
 const TENURE_CREATE_REVISION: HeaderName = HeaderName::from_static("tenure-create-revision");
 const TENURE_VERSION: HeaderName = HeaderName::from_static("tenure-version");
 const TENURE_LEASE: HeaderName = HeaderName::from_static("tenure-lease");
+pub(super) const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
 const TENURE_TTL_MS: HeaderName = HeaderName::from_static("tenure-ttl-ms");
-const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
 
 const GET: Names = Names { allowed: &[&["revision", "format", "wait"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const HEAD: Names = Names { allowed: &[&["revision", "format"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };

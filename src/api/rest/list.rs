@@ -21,8 +21,8 @@ use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue
 use hyper::{Response, StatusCode};
 use std::io;
 
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Entries per page of a stream: enough to be cheap, few enough to be answered soon.
 const STREAM_PAGE: u64 = 1000;
 
@@ -39,7 +39,7 @@ const DELETE: Names =
     Names { allowed: &[&["prefix", "start", "end", "all", "dry_run", "prev"], ALWAYS], later: &["ns"] };
 
 /// `start` and `end`, both or neither.
-fn span(query: &Query) -> Result<Option<KeyRange>, Problem> {
+pub(super) fn span(query: &Query) -> Result<Option<KeyRange>, Problem> {
     match (query.bytes("start"), query.bytes("end")) {
         (None, None) => Ok(None),
         (Some(start), Some(end)) if !end.is_empty() => {

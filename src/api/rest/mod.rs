@@ -21,3 +21,4 @@ pub(crate) mod query;
 pub(crate) mod ratelimits;
 pub(crate) mod ttl;
 pub(crate) mod txn;
+pub(crate) mod watch;

@@ -55,7 +55,7 @@ impl Source<'_> {
     fn limit(&self, of: &ClaimName) -> Result<u64, Stop> {
         let key = self.root.index.get(&of.base()).filter(|key| key.head.is_live());
         let Some(key) = key else { return Ok(0) };
-        let stored = self.fetch(key.head.place(), true)?;
-        Ok(std::str::from_utf8(&stored.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
+        let stored = self.value(key)?;
+        Ok(std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 }

@@ -48,9 +48,9 @@ impl Work<'_> {
         let stored = match live {
             None => 0,
             Some(key) => {
-                let record = self.source().fetch(key.head.place(), true)?;
+                let stored = self.source().value(key)?;
                 // Whatever else somebody wrote there is taken for full.
-                std::str::from_utf8(&record.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+                std::str::from_utf8(&stored).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
             }
         };
         let now_ns = self.machine.root.numbers.now_ms.saturating_mul(NS_PER_MS);

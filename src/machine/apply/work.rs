@@ -12,7 +12,7 @@ use super::super::read::{Source, event};
 use super::super::root::{Lease, Numbers, Root};
 use super::super::writer::Machine;
 use crate::model::{Event, LeaseChoice, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
-use crate::storage::record::{Record, RecordKind};
+use crate::storage::record::Record;
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use std::sync::Arc;
@@ -85,22 +85,27 @@ impl<'m> Work<'m> {
 
     /// Puts a key's new state into the index.
     pub(super) fn replace(&mut self, key: KeyRecord, record: Record, former: Former) {
-        let name = key.key.clone();
-        let old = self.machine.root.index.insert(Arc::new(key));
-        self.undo.push((name, old));
+        self.insert(key);
         self.superseded_bytes += former.bytes;
         self.former.push(former);
         self.machine.pending.push(Arc::new(record));
     }
 
+    fn insert(&mut self, key: KeyRecord) {
+        let name = key.key.clone();
+        self.machine.values.adopt(&key);
+        let old = self.machine.root.index.insert(Arc::new(key));
+        if let Some(old) = &old {
+            self.machine.values.release(old);
+        }
+        self.undo.push((name, old));
+    }
+
     /// Changes what a key is attached to without writing a version of it.
     pub(super) fn hang(&mut self, key: &Bytes, choice: LeaseChoice) -> Result<(), Stop> {
         let old = self.indexed(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
-        let mut new = KeyRecord::clone(&old);
-        new.head.lease = self.attach(&old.key, old.head.lease, choice)?;
-        let name = new.key.clone();
-        let old = self.machine.root.index.insert(Arc::new(new));
-        self.undo.push((name, old));
+        let lease = self.attach(&old.key, old.head.lease, choice)?;
+        self.insert(old.with_lease(lease));
         Ok(())
     }
 
@@ -129,12 +134,9 @@ impl<'m> Work<'m> {
         let records = &machine.pending[self.first_pending..];
         let events: Arc<[Event]> =
             records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();
-        for (record, former) in records.iter().zip(&self.former) {
-            if record.kind == RecordKind::Put {
-                machine.values.keep(record);
-            }
-            if let Some(place) = former.place.filter(|place| !place.tombstone) {
-                machine.fading.push(&machine.values, place.main, place.sub, former.bytes);
+        for (_, old) in self.undo {
+            if let Some(old) = old.filter(|old| old.head.is_live() && old.slot.is_as_stored()) {
+                machine.values.keep_former(old);
             }
         }
         Some(RevisionEvents { revision: self.main, events })
@@ -144,10 +146,16 @@ impl<'m> Work<'m> {
         let machine = self.machine;
         machine.pending.truncate(self.first_pending);
         for (key, old) in self.undo.into_iter().rev() {
-            match old {
-                Some(old) => machine.root.index.insert(old),
+            let new = match old {
+                Some(old) => {
+                    machine.values.adopt(&old);
+                    machine.root.index.insert(old)
+                }
                 None => machine.root.index.remove(&key),
             };
+            if let Some(new) = new {
+                machine.values.release(&new);
+            }
         }
         machine.lease_changes.truncate(self.first_change);
         let Tables { numbers, sum, leases, lease_bytes, lease_starts, attached } = self.before;

@@ -2,7 +2,7 @@
 
 use super::super::Stop;
 use super::super::hash;
-use super::super::index::{Direction, Head, History, KeyRecord};
+use super::super::index::{Direction, Head, History, KeyRecord, Slot};
 use super::super::read::live_in;
 use super::super::root::logical_bytes;
 use super::work::{Former, Work};
@@ -79,7 +79,8 @@ impl Work<'_> {
             former.bytes = bytes;
         }
         let history = old.map_or(History::None, |old| old.history.pushed(old.head.place()));
-        self.replace(KeyRecord { key: record.key.clone(), head, history }, record, former);
+        let slot = if head.is_live() { Slot::full(record.value.clone()) } else { Slot::default() };
+        self.replace(KeyRecord { key: record.key.clone(), head, history, slot }, record, former);
     }
 
     pub(super) fn delete_range(
@@ -117,7 +118,7 @@ impl Work<'_> {
             value: Bytes::new(),
         };
         let head = Head { main, create: 0, version: 0, lease: 0, content_type: None, hash: [0; 2], value_size: 0, sub };
-        // A tombstone is history from the start: compaction to its own revision removes it.
+        // A tombstone is history from the start. The one revision it outlives its own compaction by is not counted.
         self.superseded_bytes += logical_bytes(old.key.len(), 0, None);
         self.supersede(Some(old), head, record);
         Ok(())

@@ -435,7 +435,8 @@ impl Model {
                 EventKind::Delete(reason) => HistoryItem::Delete { revision: *revision, reason },
             };
             if *revision <= self.compacted {
-                current = Some(item).filter(|item| matches!(item, HistoryItem::Put(_)));
+                // A delete is told of until the next compaction.
+                current = Some(item).filter(|item| matches!(item, HistoryItem::Put(_)) || *revision == self.compacted);
             } else {
                 items.push(item);
             }

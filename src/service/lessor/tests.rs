@@ -1,1 +1,0 @@
-//! The lessor's core against a naive oracle.
