@@ -1,5 +1,6 @@
 //! What can be typed. Definitions only: what they mean is in `commands`.
 
+use super::claim_args::{Elect, Lock, Sem};
 use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
@@ -102,6 +103,12 @@ pub(super) enum Command {
     Incr(Incr),
     /// Take permits of a rate limit: exit code 5 if there are not enough
     Ratelimit(Ratelimit),
+    /// Hold a lock, alone or while a command runs
+    Lock(Lock),
+    /// Hold permits of a semaphore, alone or while a command runs
+    Sem(Sem),
+    /// Stand for an election, follow one, or run a command only while leading
+    Elect(Box<Elect>),
     /// Show the state of each endpoint
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10

@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+mod claim_args;
 mod commands;
 mod context;
 mod exit;
@@ -77,6 +78,9 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Put(put) => commands::write::put(&mut session, &put).await,
         Command::Del(del) => commands::write::del(&mut session, &del).await,
         Command::Incr(incr) => commands::write::incr(&mut session, &incr).await,
+        Command::Lock(lock) => Box::pin(commands::claims::lock(&mut session, lock)).await,
+        Command::Sem(sem) => Box::pin(commands::claims::sem(&mut session, sem)).await,
+        Command::Elect(elect) => Box::pin(commands::claims::elect(&mut session, *elect)).await,
         Command::Ratelimit(limit) => commands::ratelimit::ratelimit(&mut session, &limit).await,
         Command::History(history) => commands::history::history(&mut session, &history).await,
         Command::Edit(edit) => Box::pin(commands::edit::edit(&mut session, &edit)).await,

@@ -12,6 +12,7 @@ mod cli;
 mod contract;
 mod hostile;
 mod leases;
+mod locks;
 mod openapi;
 mod reload;
 mod rest;

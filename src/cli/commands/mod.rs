@@ -2,6 +2,7 @@
 
 pub(super) mod about;
 pub(super) mod backup;
+pub(super) mod claims;
 pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
