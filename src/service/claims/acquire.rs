@@ -8,7 +8,7 @@ use super::queue::gone;
 use super::{Claim, ClaimRequest, Session, txns};
 use crate::model::{ClaimKind, Failure, Idempotency, LeaseId, Outcome, Rejection, Reply, Revision, Txn, TxnReply};
 use crate::service::{Answer, Context, Header, Service, millis};
-use prometheus_client::metrics::gauge::Gauge;
+use crate::telemetry::Metrics;
 use std::future::Future;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -30,18 +30,18 @@ struct Done {
 }
 
 /// Counts a waiter as long as it lives.
-struct Counted(Gauge);
+struct Counted(Metrics);
 
 impl Counted {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    fn new(metrics: &Metrics) -> Self {
+        metrics.claim_waiters.inc();
+        Self(metrics.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.claim_waiters.dec();
     }
 }
 
@@ -74,7 +74,7 @@ impl Service {
             return Ok(self.answer(done.header, refused, done.replayed));
         }
         let parts = &self.inner.parts;
-        let (began, _counted) = (parts.clock.monotonic(), Counted::new(&parts.metrics.claim_waiters));
+        let (began, _counted) = (parts.clock.monotonic(), Counted::new(&parts.metrics));
         let turn = tokio::time::timeout(wait, place.alive(place.confirmed_turn())).await;
         let waited = parts.clock.monotonic().saturating_sub(began);
         match turn {
