@@ -227,10 +227,10 @@ impl Restore {
                 return Err(corrupt("a deleted key is attached to a lease"));
             }
             if let Some(key) = Arc::get_mut(&mut newest) {
-                // What it was written with may be another lease than the one it is attached to.
                 if key.head.lease != lease {
-                    *key = key.with_lease(lease);
+                    key.slot.rehang();
                 }
+                key.head.lease = lease;
                 key.history = History::from_places(older.into_iter());
                 self.count(key);
             }

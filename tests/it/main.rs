@@ -10,6 +10,7 @@
 
 mod cli;
 mod contract;
+mod follow;
 mod hostile;
 mod leases;
 mod locks;

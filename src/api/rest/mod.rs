@@ -17,6 +17,7 @@ pub(crate) mod kv;
 pub(crate) mod leases;
 pub(crate) mod list;
 pub(crate) mod maintenance;
+mod media;
 pub(crate) mod query;
 pub(crate) mod ratelimits;
 pub(crate) mod ttl;

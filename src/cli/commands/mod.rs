@@ -6,6 +6,7 @@ pub(super) mod claims;
 pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
+pub(super) mod lease;
 mod pages;
 mod prompt;
 pub(super) mod ratelimit;
@@ -14,6 +15,7 @@ pub(super) mod serve;
 pub(super) mod status;
 pub(super) mod transfer;
 pub(super) mod txn;
+pub(super) mod watch;
 pub(super) mod write;
 
 use super::args::Verbatim;
