@@ -80,7 +80,7 @@ impl Call {
         if timeout > max || timeout.is_zero() {
             return Err(Problem::parameter("timeout", format!("`timeout` is between 1ms and {}s", max.as_secs())));
         }
-        Ok(Context { caller: Caller::Anonymous, timeout })
+        Ok(Context { caller: Caller::Anonymous, timeout, fences: super::rest::fence::of(self)? })
     }
 
     /// A header's value as text; one that is not visible ASCII is refused, not skipped.

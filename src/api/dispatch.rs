@@ -7,6 +7,7 @@ use super::routes::{Found, Operation, ROUTES};
 use super::status::Code;
 use super::{State, browser, ops, rest};
 use crate::env::Entropy;
+use crate::model::ClaimKind;
 use crate::service::Header;
 use axum::extract::Request;
 use axum::response::Response;
@@ -192,6 +193,9 @@ async fn perform_other(call: &mut Call) -> Outcome {
         Operation::LeaseRevoke => rest::leases::revoke(call).await,
         Operation::LeaseKeepalive => rest::leases::keep_alive(call).await,
         Operation::LeaseHold => rest::hold::post(call).await,
+        Operation::RateGet => rest::ratelimits::get(call).await,
+        Operation::RateTake => rest::ratelimits::take(call).await,
+        Operation::RateReset => rest::ratelimits::reset(call).await,
         Operation::KvImport => rest::import::post(call).await,
         Operation::Compact => rest::maintenance::compact(call).await,
         Operation::StatusGet => rest::maintenance::status(call),
@@ -207,6 +211,28 @@ async fn perform_other(call: &mut Call) -> Outcome {
         Operation::OpenapiYaml => ops::openapi::yaml(call),
         Operation::OpenapiJson => ops::openapi::json(call),
         Operation::Root => ops::root(call),
+        Operation::LockList => rest::claims::list(call, ClaimKind::Lock).await,
+        Operation::LockGet => rest::claims::get(call, ClaimKind::Lock).await,
+        Operation::LockAcquire => rest::claims::acquire(call, ClaimKind::Lock).await,
+        Operation::LockBreak => rest::claims::break_claims(call, ClaimKind::Lock).await,
+        Operation::LockHold => rest::claims::hold(call, ClaimKind::Lock).await,
+        Operation::LockClaimGet => rest::claims::claim_get(call, ClaimKind::Lock).await,
+        Operation::LockRelease => rest::claims::release(call, ClaimKind::Lock).await,
+        Operation::SemaphoreList => rest::claims::list(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreGet => rest::claims::get(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreAcquire => rest::claims::acquire(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreBreak => rest::claims::break_claims(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreHold => rest::claims::hold(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreClaimGet => rest::claims::claim_get(call, ClaimKind::Semaphore).await,
+        Operation::SemaphoreRelease => rest::claims::release(call, ClaimKind::Semaphore).await,
+        Operation::ElectionList => rest::claims::list(call, ClaimKind::Election).await,
+        Operation::ElectionGet => rest::claims::watch_leader(call).await,
+        Operation::ElectionCampaign => rest::claims::acquire(call, ClaimKind::Election).await,
+        Operation::ElectionHold => rest::claims::hold(call, ClaimKind::Election).await,
+        Operation::ElectionObserve => rest::claims::observe(call).await,
+        Operation::ElectionClaimGet => rest::claims::claim_get(call, ClaimKind::Election).await,
+        Operation::ElectionProclaim => rest::claims::proclaim(call).await,
+        Operation::ElectionResign => rest::claims::release(call, ClaimKind::Election).await,
     }
 }
 

@@ -22,6 +22,7 @@ struct Inner {
     members: Writer,
     header: Option<Header>,
     allow: Option<String>,
+    retry_after_s: Option<u64>,
 }
 
 /// What the dispatcher adds to every problem.
@@ -36,8 +37,16 @@ pub(crate) struct Around<'a> {
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
         let detail = Some(detail.into());
-        let inner =
-            Inner { code, detail, hint: None, applied: None, members: Writer::default(), header: None, allow: None };
+        let inner = Inner {
+            code,
+            detail,
+            hint: None,
+            applied: None,
+            members: Writer::default(),
+            header: None,
+            allow: None,
+            retry_after_s: None,
+        };
         Self(Box::new(inner))
     }
 
@@ -98,6 +107,11 @@ impl Problem {
 
     pub(crate) fn allow(mut self, methods: &[&'static str]) -> Self {
         self.0.allow = Some(methods.join(", "));
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+        self.0.retry_after_s = Some(seconds);
         self
     }
 
@@ -171,7 +185,7 @@ impl Problem {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         // A write that was not proposed in time may be sent again at once.
         if facts.retryable && !(around.mutates && self.0.code == Code::Timeout) {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(RETRY_AFTER, self.0.retry_after_s.unwrap_or(1).into());
         }
         if let Some(allow) = self.0.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(ALLOW, allow);

@@ -51,6 +51,31 @@ routes! {
     LeaseRevoke DELETE "/v1/leases/{id}" "leaseRevoke",
     LeaseKeepalive POST "/v1/leases/{id}/keepalive" "leaseKeepalive",
     LeaseHold POST "/v1/leases/{id}/hold" "leaseHold",
+    RateGet GET "/v1/ratelimits/{key}" "rateGet",
+    RateTake POST "/v1/ratelimits/{key}" "rateTake",
+    RateReset DELETE "/v1/ratelimits/{key}" "rateReset",
+    LockList GET "/v1/locks" "lockList",
+    LockGet GET "/v1/locks/{name}" "lockGet",
+    LockAcquire POST "/v1/locks/{name}" "lockAcquire",
+    LockBreak DELETE "/v1/locks/{name}" "lockBreak",
+    LockHold POST "/v1/locks/{name}/hold" "lockHold",
+    LockClaimGet GET "/v1/locks/{name}/claims/{lease}" "lockClaimGet",
+    LockRelease DELETE "/v1/locks/{name}/claims/{lease}" "lockRelease",
+    SemaphoreList GET "/v1/semaphores" "semaphoreList",
+    SemaphoreGet GET "/v1/semaphores/{name}" "semaphoreGet",
+    SemaphoreAcquire POST "/v1/semaphores/{name}" "semaphoreAcquire",
+    SemaphoreBreak DELETE "/v1/semaphores/{name}" "semaphoreBreak",
+    SemaphoreHold POST "/v1/semaphores/{name}/hold" "semaphoreHold",
+    SemaphoreClaimGet GET "/v1/semaphores/{name}/claims/{lease}" "semaphoreClaimGet",
+    SemaphoreRelease DELETE "/v1/semaphores/{name}/claims/{lease}" "semaphoreRelease",
+    ElectionList GET "/v1/elections" "electionList",
+    ElectionGet GET "/v1/elections/{name}" "electionGet",
+    ElectionCampaign POST "/v1/elections/{name}" "electionCampaign",
+    ElectionHold POST "/v1/elections/{name}/hold" "electionHold",
+    ElectionObserve GET "/v1/elections/{name}/observe" "electionObserve",
+    ElectionClaimGet GET "/v1/elections/{name}/claims/{lease}" "electionClaimGet",
+    ElectionProclaim PUT "/v1/elections/{name}/claims/{lease}" "electionProclaim",
+    ElectionResign DELETE "/v1/elections/{name}/claims/{lease}" "electionResign",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
     StatusGet GET "/v1/status" "statusGet",
@@ -81,13 +106,38 @@ impl Operation {
     pub(crate) fn mutates(self) -> bool {
         use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
         use Operation::{LeaseGrant, LeaseHold, LeaseKeepalive, LeaseRevoke, TtlDelete, TtlPut};
+        use Operation::{RateReset, RateTake};
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
             || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
+            || matches!(self, RateReset | RateTake)
+            || self.changes_claims()
+    }
+
+    fn changes_claims(self) -> bool {
+        use Operation::{
+            ElectionCampaign, ElectionHold, ElectionProclaim, ElectionResign, LockAcquire, LockBreak, LockHold,
+            LockRelease, SemaphoreAcquire, SemaphoreBreak, SemaphoreHold, SemaphoreRelease,
+        };
+        matches!(
+            self,
+            LockAcquire
+                | LockBreak
+                | LockHold
+                | LockRelease
+                | SemaphoreAcquire
+                | SemaphoreBreak
+                | SemaphoreHold
+                | SemaphoreRelease
+                | ElectionCampaign
+                | ElectionHold
+                | ElectionProclaim
+                | ElectionResign
+        )
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
     fn streams(self) -> bool {
-        matches!(self, Self::SnapshotGet | Self::WatchGet)
+        matches!(self, Self::SnapshotGet | Self::WatchGet | Self::ElectionObserve)
     }
 }
 
@@ -240,6 +290,6 @@ mod tests {
         assert_eq!(find("GET", "/v1/txn"), Found::OtherMethods(vec!["POST"]));
         let Found::OtherMethods(methods) = find("POST", "/v1/kv/a") else { panic!("other methods") };
         assert_eq!(methods, ["GET", "HEAD", "PUT", "PATCH", "DELETE"]);
-        assert_eq!(find("GET", "/v1/locks/a"), Found::Nothing);
+        assert_eq!(find("GET", "/v1/locks/a/b"), Found::Nothing);
     }
 }

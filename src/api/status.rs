@@ -48,6 +48,14 @@ pub(crate) enum Code {
     RevisionNotReached,
     DiskStalled,
     StorageFull,
+    CostOverBurst,
+    ClaimNotFound,
+    LockHeld,
+    LeaderExists,
+    NotLeader,
+    LimitMismatch,
+    Fenced,
+    RateLimited,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -84,7 +92,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 41] = {
+    pub(super) const ALL: [Code; 49] = {
         use Code::*;
         [
             InvalidParameter,
@@ -128,6 +136,14 @@ impl Code {
             RevisionNotReached,
             DiskStalled,
             StorageFull,
+            CostOverBurst,
+            ClaimNotFound,
+            LockHeld,
+            LeaderExists,
+            NotLeader,
+            LimitMismatch,
+            Fenced,
+            RateLimited,
         ]
     };
 
@@ -194,6 +210,16 @@ impl Code {
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
             }
+            Self::CostOverBurst => row(400, "cost-over-burst", "Cost over burst")
+                .hint("more than `burst` permits can never be had at once: raise `burst` or lower `cost`"),
+            Self::ClaimNotFound => row(404, "claim-not-found", "Claim not found"),
+            Self::LockHeld => row(409, "lock-held", "Lock held").hint("give `wait` to wait for it"),
+            Self::LeaderExists => row(409, "leader-exists", "Leader exists").hint("give `wait` to wait for the office"),
+            Self::NotLeader => row(409, "not-leader", "Not the leader"),
+            Self::LimitMismatch => row(409, "limit-mismatch", "Limit mismatch")
+                .hint("the first caller set the limit: leave `limit` out, or give the same"),
+            Self::Fenced => row(412, "fenced", "Fenced off").hint("the claim is lost: stop the work that it guarded"),
+            Self::RateLimited => row(429, "rate-limited", "Rate limited").retryable(),
         }
     }
 }
@@ -302,6 +328,34 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         }
         // Only what the lessor proposes can be late for its term, and nobody is answered with it.
         Rejection::StaleTerm { .. } => Code::NoLeader,
+        Rejection::Fenced { of, token, holder } => {
+            members.text(of.kind.singular(), &of.name);
+            members.int("token", *token);
+            match holder {
+                None => members.raw("holder", b"null"),
+                Some(holder) => {
+                    members.name("holder");
+                    members.open();
+                    members.int("token", holder.token);
+                    members.text("lease", &format!("{:016x}", holder.lease));
+                    members.close();
+                }
+            }
+            Code::Fenced
+        }
+        Rejection::ClaimNotFound { of, lease: _ } => {
+            members.text(of.kind.singular(), &of.name);
+            Code::ClaimNotFound
+        }
+        Rejection::NotLeader { of } => {
+            members.text(of.kind.singular(), &of.name);
+            Code::NotLeader
+        }
+        Rejection::LimitMismatch { of, limit } => {
+            members.text(of.kind.singular(), &of.name);
+            members.count("limit", *limit);
+            Code::LimitMismatch
+        }
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -357,6 +411,14 @@ mod tests {
 504 revision-not-reached retryable
 503 disk-stalled retryable
 507 storage-full
+400 cost-over-burst
+404 claim-not-found
+409 lock-held
+409 leader-exists
+409 not-leader
+409 limit-mismatch
+412 fenced
+429 rate-limited retryable
 ";
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can be typed. Definitions only: what they mean is in `commands`.
 
+use super::claim_args::{Elect, Lock, Sem};
 use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
@@ -109,6 +110,14 @@ pub(super) enum Command {
     /// Grant leases, which end with their keys unless they are kept alive
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Take permits of a rate limit: exit code 5 if there are not enough
+    Ratelimit(Ratelimit),
+    /// Hold a lock, alone or while a command runs
+    Lock(Lock),
+    /// Hold permits of a semaphore, alone or while a command runs
+    Sem(Sem),
+    /// Stand for an election, follow one, or run a command only while leading
+    Elect(Box<Elect>),
     /// Show the state of each endpoint
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10
@@ -431,6 +440,33 @@ pub(super) struct Incr {
     /// Delete the counter when this time has passed since its last addition
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     pub(super) ttl: Option<Duration>,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ratelimit {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// How many permits there are in the time of --per
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..), required_unless_present = "reset")]
+    pub(super) limit: Option<u64>,
+    /// The time in which --limit permits come back
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, required_unless_present = "reset")]
+    pub(super) per: Option<Duration>,
+    /// How many can be had at once [default: the limit]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) burst: Option<u64>,
+    /// How many to take
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) cost: u64,
+    /// Only look
+    #[arg(long, conflicts_with_all = ["cost", "reset"])]
+    pub(super) peek: bool,
+    /// Make it full again
+    #[arg(long, conflicts_with_all = ["cost", "limit", "per", "burst"])]
+    pub(super) reset: bool,
     #[command(flatten)]
     pub(super) retry: Retry,
 }

@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+mod claim_args;
 mod commands;
 mod context;
 mod exit;
@@ -80,6 +81,10 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Watch(watch) => Box::pin(commands::watch::watch(&mut session, &watch)).await,
         Command::Ttl(ttl) => commands::lease::ttl(&mut session, &ttl).await,
         Command::Lease(lease) => commands::lease::lease(&mut session, &lease).await,
+        Command::Lock(lock) => Box::pin(commands::claims::lock(&mut session, lock)).await,
+        Command::Sem(sem) => Box::pin(commands::claims::sem(&mut session, sem)).await,
+        Command::Elect(elect) => Box::pin(commands::claims::elect(&mut session, *elect)).await,
+        Command::Ratelimit(limit) => commands::ratelimit::ratelimit(&mut session, &limit).await,
         Command::History(history) => commands::history::history(&mut session, &history).await,
         Command::Edit(edit) => Box::pin(commands::edit::edit(&mut session, &edit)).await,
         Command::Txn(txn) => commands::txn::txn(&mut session, &txn).await,

@@ -4,7 +4,9 @@
 //! leases takes one, so no door can forget a nested transaction, a `prev_kv`, a compare or a lease.
 //! The policy is open for now: what a request needs is listed, and every need is granted.
 
-use crate::model::{Caller, Command, Compare, KeyRange, LeaseChoice, LeaseId, Op, RangeOp, Rejection, Txn};
+use crate::model::{
+    Caller, Command, Compare, CompareTarget, Fence, KeyRange, LeaseChoice, LeaseId, Op, RangeOp, Rejection, Txn,
+};
 
 /// The auth tables.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +33,11 @@ impl<T: Copy> Authorized<T> {
 
 /// The parts of what was allowed as a whole are allowed.
 impl<'a> Authorized<&'a Command> {
+    /// The fences around a command, and the command.
+    pub(crate) fn fenced(self) -> Option<(&'a [Fence], Authorized<&'a Command>)> {
+        if let Command::Fenced { fences, command } = self.0 { Some((fences, Authorized(command))) } else { None }
+    }
+
     pub(crate) fn txn(self) -> Option<Authorized<&'a Txn>> {
         if let Command::Txn(txn) = self.0 { Some(Authorized(txn)) } else { None }
     }
@@ -52,7 +59,12 @@ impl<'a> Authorized<&'a Op> {
         match self.0 {
             Op::Txn(txn) => Opened::Txn(Authorized(txn)),
             Op::Range(range) => Opened::Range(Authorized(range)),
-            Op::Put(_) | Op::Delete { .. } | Op::Add { .. } | Op::MergePatch { .. } => Opened::Write(self),
+            Op::Put(_)
+            | Op::Delete { .. }
+            | Op::Add { .. }
+            | Op::MergePatch { .. }
+            | Op::RateTake { .. }
+            | Op::Session { .. } => Opened::Write(self),
         }
     }
 }
@@ -125,14 +137,22 @@ impl Request for Command {
             }
             Self::TtlClear { key } => write(KeyRange::key(key.clone()), false, LeaseChoice::Detach, need),
             Self::LeaseRevoke { id, .. } => need(Need::Lease(*id)),
+            // A refusal tells who holds.
+            Self::Fenced { fences, command } => {
+                fences.iter().for_each(|fence| need(Need::Read(fence.of.claims())));
+                command.needs(need);
+            }
         }
     }
 }
 
 impl Request for Txn {
     fn needs(&self, need: &mut dyn FnMut(Need)) {
-        for Compare { range, .. } in &self.compares {
-            need(Need::Read(range.clone()));
+        for Compare { range, target, .. } in &self.compares {
+            need(Need::Read(match target {
+                CompareTarget::Holder(fence) => fence.of.claims(),
+                _ => range.clone(),
+            }));
         }
         for op in self.success.iter().chain(&self.failure) {
             op.needs(need);
@@ -149,6 +169,12 @@ impl Request for Op {
             // The answer tells the former value, or part of it.
             Self::Add { key, lease, .. } => write(KeyRange::key(key.clone()), true, *lease, need),
             Self::MergePatch { key, prev_kv, lease, .. } => write(KeyRange::key(key.clone()), *prev_kv, *lease, need),
+            Self::Session { .. } => need(Need::Grant),
+            // The answer tells what is left.
+            Self::RateTake { key, lease, .. } => {
+                let lease = LeaseChoice::Implicit { id: *lease, ttl_ms: 0 };
+                write(KeyRange::key(key.clone()), true, lease, need);
+            }
             Self::Txn(txn) => txn.needs(need),
         }
     }

@@ -1,7 +1,7 @@
 //! What is wrong with a command whatever the state: decided before it is proposed, and again in apply.
 
 use crate::model::failure::TooMany;
-use crate::model::{Command, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits};
+use crate::model::{Command, Fence, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -35,12 +35,24 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
             lease(*id, *ttl_ms)
         }
         Command::TtlClear { key } => written_key(key),
+        Command::Fenced { fences, command } => fenced(fences, command),
         Command::LeaseRevoke { .. }
         | Command::LeaseRenew { .. }
         | Command::Compact { .. }
         | Command::RaiseFeatureLevel { .. }
         | Command::SetQuota { .. } => Ok(()),
     }
+}
+
+fn fenced(fences: &[Fence], command: &Command) -> Result<(), Rejection> {
+    if fences.len() > limits::FENCES_MAX {
+        return Err(invalid("fence", format!("{} fences, the limit is {}", fences.len(), limits::FENCES_MAX)));
+    }
+    // All fences stand in one place, so that recursion ends here.
+    if matches!(command, Command::Fenced { .. }) {
+        return Err(invalid("fence", "fences do not nest"));
+    }
+    validate(command)
 }
 
 /// As in etcd, a nested transaction may use what its parents have left of the limit.
@@ -94,6 +106,21 @@ fn operation(op: &Op) -> Result<(), Rejection> {
         Op::MergePatch { key, lease, .. } => {
             written_key(key)?;
             choice(*lease)
+        }
+        Op::Session { id, ttl_ms, label } => {
+            lease(*id, *ttl_ms)?;
+            labelled(label)
+        }
+        Op::RateTake { key, rate, cost, lease: id } => {
+            written_key(key)?;
+            let refill_ms = rate.refill_ns().map_or(u64::MAX, |ns| ns / 1_000_000);
+            if rate.interval_ns == 0 || rate.burst == 0 || refill_ms > limits::LEASE_TTL_MAX_MS {
+                return Err(invalid("burst", "it refills in more than 365 days, or never"));
+            }
+            if *cost > rate.burst {
+                return Err(invalid("cost", format!("{cost} is more than the burst of {}", rate.burst)));
+            }
+            lease(*id, limits::LEASE_TTL_MIN_MS)
         }
         Op::Delete { .. } | Op::Range(_) => Ok(()),
         Op::Txn(txn) => txn.success.iter().chain(&txn.failure).try_for_each(operation),
@@ -159,9 +186,9 @@ impl<'a> Written<'a> {
         for op in ops {
             match op {
                 Op::Put(put) => all.put(&put.key)?,
-                Op::Add { key, .. } | Op::MergePatch { key, .. } => all.put(key)?,
+                Op::Add { key, .. } | Op::MergePatch { key, .. } | Op::RateTake { key, .. } => all.put(key)?,
                 Op::Delete { range, .. } => all.deletes.push(range),
-                Op::Range(_) => {}
+                Op::Range(_) | Op::Session { .. } => {}
                 Op::Txn(txn) => {
                     let mut inner = Self::by(&txn.success)?;
                     let failure = Self::by(&txn.failure)?;

@@ -1,6 +1,6 @@
 //! What is asked: commands, the proposal that carries one, and the batch that is one log entry.
 
-use super::{Caller, KeyRange, LeaseId, Revision};
+use super::{Caller, Fence, KeyRange, LeaseId, Rate, Revision};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,12 @@ pub enum Command {
     TtlClear {
         key: Bytes,
     },
+    /// Any other command, only if all these claims still hold. Around the command, so that nothing
+    /// nested in it can be reached without the fences.
+    Fenced {
+        fences: Vec<Fence>,
+        command: Box<Command>,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +129,14 @@ pub struct Compare {
     pub target: CompareTarget,
 }
 
+impl Compare {
+    /// That the fence's claim holds.
+    #[must_use]
+    pub fn holder(fence: Fence) -> Self {
+        Self { range: fence.of.claims(), op: CompareOp::Equal, target: CompareTarget::Holder(fence) }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CompareOp {
     Equal,
@@ -140,6 +154,9 @@ pub enum CompareTarget {
     ModRevision(Revision),
     Value(Bytes),
     Lease(LeaseId),
+    /// Of a name's claims as a whole: the one with this token holds, and its lease lives. The range is
+    /// that of the claims, the operator is not looked at.
+    Holder(Fence),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -169,6 +186,20 @@ pub enum Op {
         lease: LeaseChoice,
     },
     Txn(Box<Txn>),
+    /// Take `cost` permits of a rate limit at the batch's log time; 0 only looks, and writes nothing. What
+    /// is stored expires by the implicit lease `lease` once the limit is full again.
+    RateTake {
+        key: Bytes,
+        rate: Rate,
+        cost: u64,
+        lease: LeaseId,
+    },
+    /// Grants a lease for a key that a later operation attaches to it; it ends with its last key.
+    Session {
+        id: LeaseId,
+        ttl_ms: u64,
+        label: LeaseLabel,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! The three kinds of failure: rejected (the caller's doing, decided deterministically),
 //! unavailable (try elsewhere or later, with what is known of the write), fault (this member is broken).
 
-use super::{LeaseId, Revision};
+use super::{ClaimName, LeaseId, Revision};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -106,6 +106,21 @@ pub enum Rejection {
     SharedLease { key: Bytes, lease: LeaseId },
     #[error("proposed in term {proposed}, applied in term {current}")]
     StaleTerm { proposed: u64, current: u64 },
+    #[error("the claim with token {token} does not hold {of}")]
+    Fenced { of: ClaimName, token: Revision, holder: Option<Holder> },
+    #[error("lease {lease:x} has no claim on {of}")]
+    ClaimNotFound { of: ClaimName, lease: LeaseId },
+    #[error("the claim does not lead {of}")]
+    NotLeader { of: ClaimName },
+    #[error("the limit of {of} is {limit}")]
+    LimitMismatch { of: ClaimName, limit: u64 },
+}
+
+/// Who holds instead of a fenced-off claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub token: Revision,
+    pub lease: LeaseId,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Error)]

@@ -6,6 +6,14 @@ pub const KEY_BYTES_MAX: usize = 4096;
 pub const REQUEST_BYTES_MAX: usize = 1_572_864;
 /// Operations, and compares, of one transaction (etcd's default); more are refused.
 pub const TXN_OPS_MAX: usize = 128;
+/// Names of locks, semaphores and elections; longer ones are refused.
+pub const NAME_BYTES_MAX: usize = 256;
+/// `wait` on locks, semaphores and elections; longer is refused.
+pub const CLAIM_WAIT_MAX_MS: u64 = 600_000;
+/// What a candidate says of itself; longer is refused.
+pub const ELECTION_VALUE_BYTES_MAX: usize = 4096;
+/// Fences around one write; more are refused.
+pub const FENCES_MAX: usize = 64;
 /// How deep transactions may nest; deeper is refused.
 pub const TXN_DEPTH_MAX: usize = 32;
 /// Entries of one list page: asked for by default, and at most.

@@ -7,6 +7,7 @@
 //! variants are only ever appended, and `codec` puts a version byte in front.
 
 pub mod caller;
+pub mod claim;
 pub mod codec;
 pub mod command;
 pub mod event;
@@ -14,10 +15,12 @@ pub mod failure;
 pub mod key;
 pub mod limits;
 pub mod position;
+pub mod rate;
 pub mod read;
 pub mod reply;
 
 pub use caller::Caller;
+pub use claim::{ClaimKind, ClaimName, Fence};
 pub use command::{
     Batch, Command, Compare, CompareOp, CompareTarget, Idempotency, LeaseChoice, LeaseLabel, LeaseRemaining,
     LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, SortOrder, Txn,
@@ -26,6 +29,7 @@ pub use event::{DeleteReason, Event, EventKind, RevisionEvents};
 pub use failure::{Failure, Fault, Outcome, Rejection, Why};
 pub use key::{HIDDEN_PREFIX, KeyRange};
 pub use position::LogPosition;
+pub use rate::Rate;
 pub use read::{Delimiter, HistoryItem, HistoryOp, HistoryPage, ListOp, ListPage};
 pub use reply::{KeyValue, OpReply, RangeReply, Reply, TxnReply};
 

@@ -86,6 +86,8 @@ pub enum OpReply {
     Add { key: Bytes, value: i64, previous: i64, existed: bool, clamped: bool, version: i64, lease: LeaseId },
     MergePatch { key: Bytes, version: i64, lease: LeaseId, prev: Option<KeyValue> },
     Txn(TxnReply),
+    RateTake { allowed: bool, remaining: u64, retry_after_ms: u64, reset_ms: u64 },
+    Session { lease: LeaseId },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

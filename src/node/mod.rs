@@ -17,7 +17,7 @@ mod stores;
 use crate::api;
 use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
 use crate::machine;
-use crate::model::{Caller, Revision, RevisionEvents, limits};
+use crate::model::{Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener};
 use crate::raft::{Consensus, DiskStall, Member, NoPeers, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
@@ -246,7 +246,7 @@ async fn background(
     service: &Service,
     tasks: &TaskSet,
 ) {
-    let system = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
+    let system = Context::system(Duration::from_secs(10));
     let quota_bytes = settings.borrow().quota_bytes;
     if let Err(failure) = service.set_quota(&system, quota_bytes).await {
         tracing::warn!(%failure, "the quota could not be set, the stored one stays");

@@ -4,7 +4,6 @@
 //! before; what only a restart can change is named and stays as it is, also in `/v1/config`.
 
 use super::config::{self, Checked, ConfigError, KEYS, KeyDef, ShownSetting};
-use crate::model::Caller;
 use crate::raft::DiskStall;
 use crate::service::compactor::AutoCompact;
 use crate::service::{Context, Service};
@@ -87,7 +86,7 @@ impl Parts {
                 now.log_level.clone_from(&new.log_level);
             }
             "quota-bytes" => {
-                let context = Context { caller: Caller::System, timeout: QUOTA_WITHIN };
+                let context = Context::system(QUOTA_WITHIN);
                 let set = self.service.set_quota(&context, new.quota_bytes).await;
                 set.map_err(|failure| failure.to_string())?;
                 now.quota_bytes = new.quota_bytes;

@@ -2,7 +2,7 @@
 //! Above the quota's pressure mark the age shortens to a minute, and revisions to their last thousand.
 
 use super::{CompactTarget, Context, Service};
-use crate::model::{Caller, limits};
+use crate::model::limits;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -55,7 +55,7 @@ pub async fn run(service: Service, mut setting: watch::Receiver<AutoCompact>) {
 
 /// Never ends.
 async fn compact(service: &Service, setting: AutoCompact) {
-    let context = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
+    let context = Context::system(Duration::from_secs(10));
     let mut ticks = tokio::time::interval(interval(setting));
     loop {
         ticks.tick().await;

@@ -117,7 +117,7 @@ impl Service {
         let mut settled = self.inner.parts.lessor.settled();
         loop {
             let begun = clock.monotonic();
-            let context = Context { caller: context.caller.clone(), timeout: until.saturating_sub(begun) };
+            let context = Context { timeout: until.saturating_sub(begun), ..context.clone() };
             if context.timeout.is_zero() {
                 return Err(Failure::not_proposed(Why::Timeout));
             }

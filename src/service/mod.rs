@@ -6,9 +6,11 @@
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
 mod admission;
+pub mod claims;
 pub mod compactor;
 pub mod leases;
 pub mod lessor;
+mod ratelimits;
 mod reads;
 mod snapshot;
 pub mod types;
@@ -18,6 +20,7 @@ mod watch;
 pub use admission::Admission;
 pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
 pub use lessor::Lessor;
+pub use ratelimits::RateState;
 pub use types::*;
 pub use watch::WatchStream;
 
@@ -177,6 +180,10 @@ impl Service {
         if self.stopping().is_cancelled() {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
+        let command = match context.fences.is_empty() {
+            true => command,
+            false => Command::Fenced { fences: context.fences.clone(), command: Box::new(command) },
+        };
         crate::machine::validate(&command)?;
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
         let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
@@ -282,7 +289,7 @@ impl Service {
     pub async fn readiness(&self, timeout: Duration) -> Vec<Check> {
         let state = self.inner.parts.consensus.state();
         let leader = state.leader.map(|_| ()).ok_or_else(|| "no leader is known".to_owned());
-        let context = Context { caller: crate::model::Caller::System, timeout };
+        let context = Context::system(timeout);
         let barrier = self.barrier(&context).await.map_err(|failure| failure.to_string());
         let disk = match self.inner.parts.consensus.disk_stalled() {
             Some(stalled) => Err(format!("a write to the log has been outstanding for {} ms", millis(stalled))),

@@ -1,6 +1,6 @@
 //! What `service` takes and gives, besides the model's own types.
 
-use crate::model::{Caller, Failure, KeyRange, KeyValue, Revision, RevisionEvents};
+use crate::model::{Caller, Failure, Fence, KeyRange, KeyValue, Revision, RevisionEvents};
 pub use crate::model::{Delimiter, HistoryItem, HistoryOp, HistoryPage, ListOp, ListPage};
 pub use crate::watch::Kinds;
 use bytes::Bytes;
@@ -13,6 +13,21 @@ pub struct Context {
     pub caller: Caller,
     /// The server-side deadline, from now.
     pub timeout: Duration,
+    /// Claims that must hold where a write is applied; it does nothing otherwise.
+    pub fences: Vec<Fence>,
+}
+
+impl Context {
+    #[must_use]
+    pub fn new(caller: Caller, timeout: Duration) -> Self {
+        Self { caller, timeout, fences: Vec::new() }
+    }
+
+    /// For what the member does on its own.
+    #[must_use]
+    pub fn system(timeout: Duration) -> Self {
+        Self::new(Caller::System, timeout)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use crate::model::{Op, Txn};
 /// True when applying this could make the store larger: refused while the disk is nearly full.
 pub(super) fn grows(txn: &Txn) -> bool {
     txn.success.iter().chain(&txn.failure).any(|op| match op {
-        Op::Put(_) | Op::Add { .. } | Op::MergePatch { .. } => true,
+        Op::Put(_) | Op::Add { .. } | Op::MergePatch { .. } | Op::RateTake { .. } | Op::Session { .. } => true,
         Op::Txn(inner) => grows(inner),
         Op::Delete { .. } | Op::Range(_) => false,
     })

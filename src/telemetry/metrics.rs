@@ -31,6 +31,9 @@ pub struct Metrics {
     pub admission_refused: Counter,
     pub leases_expired: Counter,
     pub lease_keepalives: Counter,
+    pub claim_waiters: Gauge,
+    pub claim_handovers: Counter,
+    pub claim_wait: Histogram,
     pub lease_lateness: Histogram,
 }
 
@@ -54,6 +57,7 @@ impl Metrics {
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
         let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
         let leases_expired = counter("leases_expired", "Leases that this member, leading, found run out and ended");
+        let claim_handovers = counter("claim_handovers", "Claims that were waited for and came to hold");
         let lease_keepalives = counter("lease_keepalives", "Renewals of leases that were answered");
         let wal_bytes = Counter::default();
         registry.register_with_unit("wal_written", "Bytes written to the log", Unit::Bytes, wal_bytes.clone());
@@ -68,6 +72,7 @@ impl Metrics {
         let keys = gauge("store_keys", "Live keys");
         let has_leader = gauge("raft_has_leader", "1 if a leader is known");
         let is_leader = gauge("raft_is_leader", "1 if this member leads");
+        let claim_waiters = gauge("claim_waiters", "Calls that wait for a lock, semaphore or election");
         let watchers = gauge("watch_streams", "Open watch streams and blocking reads");
         let logical_bytes = Gauge::default();
         registry.register_with_unit(
@@ -88,6 +93,7 @@ impl Metrics {
         let apply_duration = seconds("apply_duration", "Time to apply one log entry");
         let engine_commit = seconds("engine_commit_duration", "Time of one engine write");
         let snapshot_build = seconds("snapshot_build_duration", "Time to write one snapshot");
+        let claim_wait = seconds("claim_wait", "From queueing a claim to holding it, for calls that waited");
         let lease_lateness = seconds("lease_expiry_lateness", "From a lease's end to the deletion of its keys");
         let batch_proposals = Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]);
         registry.register("raft_batch_proposals", "Proposals in one log entry", batch_proposals.clone());
@@ -116,6 +122,9 @@ impl Metrics {
             admission_refused,
             leases_expired,
             lease_keepalives,
+            claim_waiters,
+            claim_handovers,
+            claim_wait,
             lease_lateness,
         }
     }

@@ -13,6 +13,7 @@ mod contract;
 mod follow;
 mod hostile;
 mod leases;
+mod locks;
 mod openapi;
 mod reload;
 mod rest;

@@ -7,6 +7,8 @@ use crate::support::Node;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod coordination;
+
 /// Statuses that need a broken, overloaded or stopping server; other tests and the fault scripts have
 /// them.
 const NOT_FROM_OUTSIDE: &[u16] = &[408, 429, 431, 500, 503, 504, 507];
@@ -126,14 +128,12 @@ fn every_curl_line_is_a_request_of_its_operation() {
 }
 
 fn matches_path(template: &str, path: &str) -> bool {
-    match (template.strip_suffix("{key}"), template.split_once("{id}")) {
-        (Some(before), _) => path.strip_prefix(before).is_some_and(|key| !key.is_empty()),
-        (None, Some((before, after))) => path
-            .strip_prefix(before)
-            .and_then(|rest| rest.strip_suffix(after))
-            .is_some_and(|id| !id.is_empty() && !id.contains('/')),
-        (None, None) => template == path,
+    if let Some(before) = template.strip_suffix("{key}") {
+        return path.strip_prefix(before).is_some_and(|key| !key.is_empty());
     }
+    let (wanted, given): (Vec<&str>, Vec<&str>) = (template.split('/').collect(), path.split('/').collect());
+    let fits = |(wanted, given): (&&str, &&str)| wanted == given || wanted.starts_with('{') && !given.is_empty();
+    wanted.len() == given.len() && wanted.iter().zip(&given).all(fits)
 }
 
 /// Method, path and the names of the query of a documented line.
@@ -272,15 +272,22 @@ fn mutates(operation: &Operation) -> bool {
     ) || matches!(
         operation.id.as_str(),
         "ttlPut" | "ttlDelete" | "leaseGrant" | "leaseRevoke" | "leaseKeepalive" | "leaseHold"
-    )
+    ) || matches!(operation.id.as_str(), "rateTake" | "rateReset")
+        || coordination::changes_claims(operation)
 }
 
 /// A path of the operation that is good, and query parameters without which it is refused.
 fn plain_target(operation: &Operation) -> String {
-    let path = operation.path.replace("{key}", "plain").replace("{id}", "7f");
+    let path = operation
+        .path
+        .replace("{key}", "plain")
+        .replace("{id}", "7f")
+        .replace("{name}", "plain")
+        .replace("{lease}", "7f");
     match operation.id.as_str() {
         "kvDeleteRange" => format!("{path}?prefix=plain"),
         "compact" => format!("{path}?keep_revisions=1000000"),
+        "rateGet" | "rateTake" => format!("{path}?limit=100&per=1m"),
         "watch" => format!("{path}?wait=10ms"),
         "logLevelPut" => format!("{path}?level=info"),
         _ => path,
@@ -296,6 +303,11 @@ async fn every_answer_is_as_documented() {
     watches(&mut run).await;
     leases::drive(&mut run).await;
     transactions(&mut run).await;
+    coordination::rate_limits(&mut run).await;
+    coordination::locks(&mut run).await;
+    coordination::semaphores(&mut run).await;
+    coordination::elections(&mut run).await;
+    coordination::fences(&mut run).await;
     maintenance(&mut run).await;
     operations(&mut run).await;
     refusals_that_all_share(&mut run).await;
@@ -618,6 +630,28 @@ async fn reused_idempotency_keys(run: &mut Run) {
         ("kvDelete", "/v1/kv/once", "text/plain", "", "/v1/kv/once?prev"),
         ("kvDeleteRange", "/v1/kv?prefix=once", "text/plain", "", "/v1/kv?prefix=twice"),
         ("counterAdd", "/v1/counters/once", "application/json", "", "/v1/counters/once?add=2"),
+        (
+            "rateTake",
+            "/v1/ratelimits/once?limit=9&per=1h",
+            "application/json",
+            "",
+            "/v1/ratelimits/once?limit=8&per=1h",
+        ),
+        ("lockAcquire", "/v1/locks/once?ttl=1h", "application/json", "", "/v1/locks/once?ttl=2h"),
+        (
+            "semaphoreAcquire",
+            "/v1/semaphores/once?ttl=1h&limit=3",
+            "application/json",
+            "",
+            "/v1/semaphores/once?ttl=2h",
+        ),
+        ("electionCampaign", "/v1/elections/once?ttl=1h", "application/json", "", "/v1/elections/once?ttl=2h"),
+        ("lockAcquire", "/v1/locks/twice?lease=c9", "application/json", "", "/v1/locks/once?ttl=2h"),
+        ("electionProclaim", "/v1/elections/driven/claims/c9", "text/plain", "v", "/v1/elections/other/claims/c9"),
+        ("lockRelease", "/v1/locks/driven/claims/c9", "text/plain", "", "/v1/locks/other/claims/c9"),
+        ("semaphoreRelease", "/v1/semaphores/driven/claims/c9", "text/plain", "", "/v1/semaphores/other/claims/c9"),
+        ("electionResign", "/v1/elections/driven/claims/c9", "text/plain", "", "/v1/elections/other/claims/c9"),
+        ("rateReset", "/v1/ratelimits/once", "text/plain", "", "/v1/ratelimits/twice"),
         ("txn", "/v1/txn", "application/json", r#"{"then":[{"add":{"key":"once"}}]}"#, "/v1/txn?strict"),
         ("ttlPut", "/v1/ttl/page?ttl=1h", "application/json", "", "/v1/ttl/page?ttl=2h"),
         ("ttlDelete", "/v1/ttl/page", "text/plain", "", "/v1/ttl/other"),
@@ -627,12 +661,14 @@ async fn reused_idempotency_keys(run: &mut Run) {
     // By the clock of the moment, also of a replay.
     let replayed = |answer: &Answer| {
         let mut json = answer.json();
-        json.as_object_mut().map(|members| members.remove("expires_at"));
+        for name in ["expires_at", "remaining_ms"] {
+            json.as_object_mut().map(|members| members.remove(name));
+        }
         json
     };
     for (id, target, content_type, body, other) in requests {
         let operation = CONTRACT.by_id(id);
-        let key = format!("key-of-{id}");
+        let key = format!("key-of-{id}-{}", target.len());
         let headers: Headers<'_> = &[("idempotency-key", &key), ("content-type", content_type)];
         let first = run.send(&operation.method, target, headers, body).await;
         run.note(

@@ -2,7 +2,7 @@
 
 use super::fields::Scalars;
 use super::keys::KEY_ENCODING;
-use super::kv::{foreign, refuse_fence};
+use super::kv::foreign;
 use super::query::Names;
 use super::ttl::ttl_ms;
 use super::{dto, idempotency};
@@ -51,7 +51,6 @@ fn parse(kv: &KeyValue) -> Option<i64> {
 pub(crate) async fn add(call: &mut Call) -> Outcome {
     let query = call.query(&ADD)?;
     let key = call.key(&query)?;
-    refuse_fence(call)?;
     let context = call.context(&query)?;
     call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;

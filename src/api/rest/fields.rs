@@ -208,6 +208,11 @@ impl<'q, 'a> Scalars<'q, 'a> {
         self.text(name)?.map(|text| choose(name, &text, choices)).transpose()
     }
 
+    /// False if it is not given.
+    pub(crate) fn flag(&mut self, name: &'static str) -> Result<bool, Problem> {
+        Ok(agree(name, self.query.maybe_flag(name)?, self.fields.bool(name)?)?.unwrap_or(false))
+    }
+
     pub(crate) fn finish(self) -> Result<(), Problem> {
         self.fields.finish()
     }

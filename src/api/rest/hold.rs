@@ -175,7 +175,7 @@ impl Drop for Guard {
         }
         let (service, id, caller) = (self.service.clone(), self.id, self.caller.clone());
         self.tasks.spawn("revoke of a held lease", async move {
-            let context = Context { caller, timeout: Duration::from_secs(10) };
+            let context = Context::new(caller, Duration::from_secs(10));
             match service.lease_revoke(&context, id, None).await {
                 Ok(_) | Err(Failure::Rejected(Rejection::LeaseNotFound(_))) => {}
                 Err(failure) => tracing::debug!(%failure, "a held lease was not revoked, it will run out"),

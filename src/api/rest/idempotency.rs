@@ -1,5 +1,6 @@
 //! `Idempotency-Key`: the client's name for a request, bound to what was asked by a fingerprint.
 
+use super::fence::TENURE_FENCE;
 use super::query::Query;
 use crate::api::call::Call;
 use crate::api::problem::Problem;
@@ -33,6 +34,12 @@ pub(crate) fn of(call: &Call, query: &Query, body: &[u8], caller: &Caller) -> Re
         header(IF_NONE_MATCH),
         header(CONTENT_TYPE),
     ];
+    // Only if there are any: requests without them keep the fingerprint that earlier releases gave them.
+    let fences: Vec<&[u8]> = call.parts.headers.get_all(TENURE_FENCE).iter().map(HeaderValue::as_bytes).collect();
+    if !fences.is_empty() {
+        parts.push(b"fences");
+        parts.extend(fences);
+    }
     match caller {
         Caller::Anonymous => parts.push(b"anonymous"),
         Caller::System => parts.push(b"system"),

@@ -3,7 +3,7 @@
 use super::fields::{Fields, parse_body};
 use super::idempotency;
 use super::keys::checked;
-use super::kv::{foreign, refuse_fence};
+use super::kv::foreign;
 use super::query::Names;
 use super::txn::stored_type;
 use crate::api::call::{ALWAYS, Call, Outcome};
@@ -36,7 +36,6 @@ enum OnConflict {
 
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&NAMES)?;
-    refuse_fence(call)?;
     call.body_is(&["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json"])?;
     idempotency::refuse(call)?;
     let choices = [("overwrite", OnConflict::Overwrite), ("skip", OnConflict::Skip), ("fail", OnConflict::Fail)];

@@ -30,7 +30,6 @@ const TENURE_VERSION: HeaderName = HeaderName::from_static("tenure-version");
 const TENURE_LEASE: HeaderName = HeaderName::from_static("tenure-lease");
 pub(super) const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
 const TENURE_TTL_MS: HeaderName = HeaderName::from_static("tenure-ttl-ms");
-const TENURE_FENCE: &str = "tenure-fence";
 
 const GET: Names = Names { allowed: &[&["revision", "format", "wait"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const HEAD: Names = Names { allowed: &[&["revision", "format"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
@@ -132,7 +131,7 @@ fn raw(call: &Call, header: Header, kv: &KeyValue) -> Outcome {
     Ok(Answered { header: Some(header), response })
 }
 
-fn not_modified(header: Header) -> Answered {
+pub(super) fn not_modified(header: Header) -> Answered {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -148,11 +147,6 @@ fn describe(headers: &mut HeaderMap, kv: &KeyValue) {
     {
         headers.insert(TENURE_LEASE, lease);
     }
-}
-
-/// Fences need locks, which this version does not have; a fence that is not checked would be a lie.
-pub(super) fn refuse_fence(call: &Call) -> Result<(), Problem> {
-    if call.parts.headers.contains_key(TENURE_FENCE) { Err(Problem::not_yet("Tenure-Fence")) } else { Ok(()) }
 }
 
 /// The declared type: what curl sends by itself with `-d` is no declaration.
@@ -213,7 +207,6 @@ struct Write {
 impl Write {
     /// Everything that can be refused before the body is read.
     fn prepare(call: &Call, query: &Query, key: Bytes) -> Result<Self, Problem> {
-        refuse_fence(call)?;
         let conditions = Conditions::of_write(call, query.revision("cas")?, &key)?;
         Ok(Self { context: call.context(query)?, prev_kv: query.flag("prev")?, conditions, key })
     }

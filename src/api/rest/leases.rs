@@ -46,7 +46,7 @@ fn grant_of(scalars: &mut Scalars<'_, '_>, body: &[u8]) -> Result<LeaseGrant, Pr
 }
 
 /// The object `metadata` of the body, as it is written there.
-fn metadata(body: &[u8]) -> Result<Option<Bytes>, Problem> {
+pub(super) fn metadata(body: &[u8]) -> Result<Option<Bytes>, Problem> {
     if body.is_empty() {
         return Ok(None);
     }

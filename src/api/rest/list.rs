@@ -3,7 +3,7 @@
 use super::cursor::{Cursor, FilterHash, filter_hash};
 use super::dto::{self, Values};
 use super::idempotency;
-use super::kv::{foreign, refuse_fence};
+use super::kv::foreign;
 use super::query::{Names, Query};
 use crate::api::body::Body;
 use crate::api::call::{ALWAYS, Call, Outcome, READ, Reply as Answered, read_options};
@@ -318,7 +318,6 @@ impl Pages {
 
 pub(crate) async fn delete(call: &mut Call) -> Outcome {
     let query = call.query(&DELETE)?;
-    refuse_fence(call)?;
     let range = delete_range(&query)?;
     let context = call.context(&query)?;
     let prev_kv = query.flag("prev")?;

@@ -2,7 +2,6 @@
 
 use super::fields::Fields;
 use super::keys::KEY_ENCODING;
-use super::kv::refuse_fence;
 use super::query::{Names, Query};
 use super::{dto, idempotency};
 use crate::api::State;
@@ -114,7 +113,6 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
 pub(crate) async fn put(call: &mut Call) -> Outcome {
     let query = call.query(&SETS)?;
     let key = call.key(&query)?;
-    refuse_fence(call)?;
     call.body_is(&["application/json"])?;
     let context = call.context(&query)?;
     let body = receive::whole(call).await?;
@@ -131,7 +129,6 @@ pub(crate) async fn put(call: &mut Call) -> Outcome {
 pub(crate) async fn delete(call: &mut Call) -> Outcome {
     let query = call.query(&CLEARS)?;
     let key = call.key(&query)?;
-    refuse_fence(call)?;
     let context = call.context(&query)?;
     let idempotency = idempotency::of(call, &query, b"", &context.caller)?;
     let answer = call.state.service.ttl_clear(&context, key.clone(), idempotency).await?;

@@ -1,9 +1,10 @@
 //! `POST /v1/txn`: compares and operations of the JSON form, and their results.
 
 use super::dto::{self, Values};
+use super::fence::checked_name;
 use super::fields::{Fields, parse_body};
 use super::idempotency;
-use super::kv::{foreign, refuse_fence};
+use super::kv::foreign;
 use super::media::{EXPECTED, is_media_type};
 use super::query::{Names, unknown};
 use super::ttl::{NewId, choice_by_fields, lease_id};
@@ -14,8 +15,8 @@ use crate::api::receive;
 use crate::api::status::Code;
 use crate::model::limits::{LIST_PAGE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, RangeSort, Reply, Revision,
-    SortOrder, Txn, TxnReply,
+    ClaimKind, ClaimName, Compare, CompareOp, CompareTarget, Fence, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp,
+    RangeSort, Reply, Revision, SortOrder, Txn, TxnReply,
 };
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -25,7 +26,6 @@ const OPERATIONS: [&str; 5] = ["put", "delete", "get", "list", "add"];
 
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&NAMES)?;
-    refuse_fence(call)?;
     call.body_is(&["application/json"])?;
     let strict = query.flag("strict")?;
     let context = call.context(&query)?;
@@ -140,7 +140,10 @@ fn key_or_range(fields: &mut Fields<'_>) -> Result<KeyRange, Problem> {
 }
 
 fn compare(mut fields: Fields<'_>) -> Result<Compare, Problem> {
-    fields.refuse_later(&["lock", "token"])?;
+    if let Some(fence) = holder(&mut fields)? {
+        fields.finish()?;
+        return Ok(Compare::holder(fence));
+    }
     let range = key_or_range(&mut fields)?;
     let targets = ["exists", "value", "value_base64", "revision", "create_revision", "version", "lease"];
     let mut found = None;
@@ -156,6 +159,20 @@ fn compare(mut fields: Fields<'_>) -> Result<Compare, Problem> {
     let (op, target) = condition(&fields, target, node)?;
     fields.finish()?;
     Ok(Compare { range, op, target })
+}
+
+/// `{"lock": name, "token": n}`, or of a `semaphore` or an `election`.
+fn holder(fields: &mut Fields<'_>) -> Result<Option<Fence>, Problem> {
+    let kinds = [("lock", ClaimKind::Lock), ("semaphore", ClaimKind::Semaphore), ("election", ClaimKind::Election)];
+    for (member, kind) in kinds {
+        if let Some(name) = fields.text(member)? {
+            let name = checked_name(&fields.path(member), name.into_owned())?;
+            let token = fields.int("token")?.filter(|token| *token > 0);
+            let token = token.ok_or_else(|| fields.wrong("token", "there as a fencing token"))?;
+            return Ok(Some(Fence { of: ClaimName::new(kind, name), token }));
+        }
+    }
+    Ok(None)
 }
 
 fn condition(fields: &Fields<'_>, target: &'static str, node: Node<'_>) -> Result<(CompareOp, CompareTarget), Problem> {

@@ -2,12 +2,14 @@
 
 pub(super) mod about;
 pub(super) mod backup;
+pub(super) mod claims;
 pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
 pub(super) mod lease;
 mod pages;
 mod prompt;
+pub(super) mod ratelimit;
 pub(super) mod read;
 pub(super) mod serve;
 pub(super) mod status;

@@ -33,6 +33,9 @@ impl Source<'_> {
     /// Holds for every key of the range; a range without keys is compared as one missing key.
     fn holds(&self, compare: Authorized<&Compare>) -> Result<bool, Stop> {
         let compare = compare.get();
+        if let CompareTarget::Holder(fence) = &compare.target {
+            return self.fence_holds(fence);
+        }
         if let Some(key) = compare.range.single_key() {
             let key = self.root.index.get(key).filter(|key| key.head.is_live());
             return self.holds_for(compare, key.map(|key| &**key));
@@ -56,6 +59,7 @@ impl Source<'_> {
             CompareTarget::Version(wanted) => number(head.map(|head| head.version), *wanted),
             CompareTarget::CreateRevision(wanted) => number(head.map(|head| head.create), *wanted),
             CompareTarget::ModRevision(wanted) => number(head.map(|head| head.main), *wanted),
+            CompareTarget::Holder(_) => return Err(Stop::invariant("a holder is not a property of a key")),
             CompareTarget::Lease(wanted) => number(head.map(|head| head.lease), *wanted),
             CompareTarget::Value(wanted) => match key {
                 None => return Ok(false),

@@ -12,10 +12,24 @@ use super::super::writer::Machine;
 use super::LeaseChange;
 use super::work::Work;
 use crate::model::{
-    DeleteReason, LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, Rejection, Reply, RevisionEvents,
+    DeleteReason, LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, OpReply, Rejection, Reply,
+    RevisionEvents,
 };
 use bytes::Bytes;
 use std::sync::Arc;
+
+impl Work<'_> {
+    /// Within a transaction: the quota is looked at when it ends.
+    pub(super) fn session(&mut self, id: LeaseId, ttl_ms: u64, label: &LeaseLabel) -> Result<OpReply, Stop> {
+        if self.machine.root.leases.contains_key(&id) {
+            return Err(Rejection::LeaseExists(id).into());
+        }
+        let label = Some(label).filter(|label| **label != LeaseLabel::default()).cloned().map(Arc::new);
+        self.machine.start_lease(id, ttl_ms, label, true);
+        self.grew = true;
+        Ok(OpReply::Session { lease: id })
+    }
+}
 
 impl Machine {
     pub(super) fn grant(&mut self, id: LeaseId, ttl_ms: u64, label: Option<&LeaseLabel>) -> Result<Reply, Stop> {

@@ -4,14 +4,17 @@
 //! depends on the state before it and on log time only.
 
 mod compare;
+mod fence;
 mod lease;
 mod ops;
+mod rate;
 mod work;
 mod write;
 
 use super::Stop;
 use super::authority::{Authorized, authorize};
 use super::idempotency::Found;
+use super::read::Source;
 use super::root::FEATURE_LEVEL_MAX;
 use super::validate::validate;
 use super::writer::Machine;
@@ -89,6 +92,19 @@ impl Machine {
 
     fn execute(&mut self, command: Authorized<&Command>, events: &mut Vec<RevisionEvents>) -> Result<Reply, Stop> {
         validate(command.get())?;
+        self.execute_valid(command, events)
+    }
+
+    fn execute_valid(
+        &mut self,
+        command: Authorized<&Command>,
+        events: &mut Vec<RevisionEvents>,
+    ) -> Result<Reply, Stop> {
+        if let Some((fences, inner)) = command.fenced() {
+            let newest = self.root.numbers.revision;
+            Source { root: &self.root, pending: &self.pending, newest }.check(fences)?;
+            return self.execute_valid(inner, events);
+        }
         if let Some(txn) = command.txn() {
             let mut work = Work::begin(self);
             return match work.txn(txn) {
@@ -103,7 +119,7 @@ impl Machine {
             };
         }
         match command.get() {
-            Command::Txn(_) => Err(Stop::invariant("a transaction is no other command")),
+            Command::Txn(_) | Command::Fenced { .. } => Err(Stop::invariant("not a command of its own")),
             Command::LeaseRevoke { id, reason } => self.revoke(*id, *reason, events),
             Command::LeaseGrant { id, ttl_ms } => self.grant(*id, *ttl_ms, None),
             Command::LeaseGrantLabelled { id, ttl_ms, label } => self.grant(*id, *ttl_ms, Some(label)),

@@ -46,6 +46,8 @@ impl Work<'_> {
                 let bounds = Bounds { min: *min, max: *max, clamp: *clamp };
                 self.add(key, *by, *initial, &bounds, *lease, operation)
             }
+            Op::RateTake { key, rate, cost, lease } => self.rate_take(key, *rate, *cost, *lease),
+            Op::Session { id, ttl_ms, label } => self.session(*id, *ttl_ms, label),
             Op::Txn(_) | Op::Range(_) => Err(Stop::invariant("not a write")),
         }
     }

@@ -9,7 +9,7 @@ mod list;
 mod range;
 
 pub(crate) use events::event;
-pub(crate) use range::live_in;
+pub(crate) use range::{Live, live_in};
 
 use super::Stop;
 use super::index::{KeyRecord, Place};

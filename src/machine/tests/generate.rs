@@ -1,8 +1,9 @@
 //! Random proposals over few keys, so that they meet.
 
 use crate::model::{
-    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, Idempotency, KeyRange, LeaseChoice, LeaseLabel,
-    LeaseRemaining, LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, Revision, SortOrder, Txn,
+    Caller, ClaimKind, ClaimName, Command, Compare, CompareOp, CompareTarget, DeleteReason, Fence, Idempotency,
+    KeyRange, LeaseChoice, LeaseLabel, LeaseRemaining, LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, Rate,
+    Revision, SortOrder, Txn,
 };
 use bytes::Bytes;
 
@@ -54,8 +55,8 @@ const KEYS: &[&[u8]] = &[
     b"e/",
     b"_",
     b"_tenure",
-    b"_tenure/l/1",
-    b"_tenure/l/2",
+    b"_tenure/locks/l/1",
+    b"_tenure/locks/l/2",
     b"_tenure0",
     b"f\xff",
     b"f\xff\xff",
@@ -131,7 +132,14 @@ pub(super) fn range_op(dice: &mut Dice, current: Revision) -> RangeOp {
     op
 }
 
+fn fence(dice: &mut Dice, current: Revision) -> Fence {
+    Fence { of: ClaimName::new(ClaimKind::Lock, "l"), token: dice.revision(current) }
+}
+
 fn compare(dice: &mut Dice, current: Revision) -> Compare {
+    if dice.one_in(8) {
+        return Compare::holder(fence(dice, current));
+    }
     let target = match dice.below(5) {
         0 => CompareTarget::Version(dice.below(4) as i64),
         1 => CompareTarget::CreateRevision(dice.revision(current)),
@@ -145,7 +153,21 @@ fn compare(dice: &mut Dice, current: Revision) -> Compare {
 }
 
 fn op(dice: &mut Dice, current: Revision, depth: u32) -> Op {
-    match dice.below(16) {
+    match dice.below(18) {
+        17 => Op::Session {
+            id: lease_id(dice),
+            ttl_ms: 900 + dice.below(5) * 100,
+            label: dice.pick(&[LeaseLabel::default(), LeaseLabel { name: Some("me".into()), metadata: None }]),
+        },
+        16 => {
+            let burst = 1 + dice.below(4);
+            Op::RateTake {
+                key: dice.pick(&[Bytes::from("r"), Bytes::from("n1")]),
+                rate: Rate { interval_ns: 1 + dice.below(2_000_000_000), burst },
+                cost: dice.below(burst + 2),
+                lease: lease_id(dice),
+            }
+        }
         0..=6 => Op::Put(PutOp {
             key: key(dice),
             value: if dice.one_in(40) {
@@ -220,12 +242,13 @@ fn about_leases(dice: &mut Dice) -> Command {
 fn command(dice: &mut Dice, current: Revision) -> Command {
     match dice.below(100) {
         0..=39 => Command::Txn(Txn { success: vec![op(dice, current, 3)], ..Txn::default() }),
-        40..=79 => Command::Txn(txn(dice, current, 0)),
+        40..=78 => Command::Txn(txn(dice, current, 0)),
         80..=89 => about_leases(dice),
         90..=93 => Command::LeaseRevoke {
             id: if dice.one_in(2) { lease_id(dice) } else { 10 + dice.below(30) as i64 },
             reason: dice.pick(&[DeleteReason::Expired, DeleteReason::LeaseRevoked]),
         },
+        79 => Command::Fenced { fences: vec![fence(dice, current)], command: Box::new(command(dice, current)) },
         94..=96 => Command::Compact {
             revision: if dice.one_in(3) { current } else { (current - dice.below(30) as i64).max(0) + 1 },
         },

@@ -2,9 +2,10 @@
 //! It shares with the machine only the vocabulary, `validate`, and the pieces of which the quota is made.
 
 use crate::machine::validate;
+use crate::model::failure::Holder;
 use crate::model::{
-    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, EventKind, HistoryItem, KeyRange, KeyValue,
-    LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, Op, OpReply, Proposal, RangeOp, RangeReply,
+    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, EventKind, Fence, HistoryItem, KeyRange,
+    KeyValue, LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, Op, OpReply, Proposal, RangeOp, RangeReply,
     RangeSort, Rejection, Reply, Revision, SortOrder, Txn, TxnReply, codec, limits,
 };
 use bytes::Bytes;
@@ -284,8 +285,28 @@ impl Model {
                 self.quota = *bytes;
                 Ok(Reply::Quota { bytes: *bytes })
             }
+            Command::Fenced { fences, command } => {
+                for fence in fences {
+                    let first = self.first_claim(fence);
+                    if !self.holds(fence) {
+                        let holder = first.map(|kv| Holder { token: kv.create_revision, lease: kv.lease });
+                        return Err(Rejection::Fenced { of: fence.of.clone(), token: fence.token, holder });
+                    }
+                }
+                self.execute(command)
+            }
             Command::RaiseFeatureLevel { .. } => Ok(Reply::FeatureLevel { level: 1 }),
         }
+    }
+
+    fn first_claim(&self, fence: &Fence) -> Option<&KeyValue> {
+        let claims = self.state.keys.values().filter(|kv| fence.of.claims().shows(&kv.key));
+        claims.min_by_key(|kv| (kv.create_revision, kv.key.clone()))
+    }
+
+    fn holds(&self, fence: &Fence) -> bool {
+        let first = self.first_claim(fence);
+        first.is_some_and(|kv| kv.create_revision == fence.token && self.state.leases.contains_key(&kv.lease))
     }
 
     fn grant(&mut self, id: LeaseId, ttl_ms: u64, label: &LeaseLabel) -> Result<Reply, Rejection> {
@@ -449,7 +470,8 @@ fn stamp(reply: &mut TxnReply, revision: Revision) {
 
 impl Run<'_> {
     fn txn(&mut self, model: &Model, txn: &Txn, top: Option<u32>) -> Result<TxnReply, Rejection> {
-        let failed_if: Vec<u32> = (0..).zip(&txn.compares).filter(|(_, c)| !self.holds(c)).map(|(at, _)| at).collect();
+        let failed_if: Vec<u32> =
+            (0..).zip(&txn.compares).filter(|(_, c)| !self.holds(model, c)).map(|(at, _)| at).collect();
         let succeeded = failed_if.is_empty();
         let mut results = Vec::new();
         for (position, op) in (0..).zip(if succeeded { &txn.success } else { &txn.failure }) {
@@ -459,7 +481,10 @@ impl Run<'_> {
     }
 
     /// Against the state before the transaction.
-    fn holds(&self, compare: &Compare) -> bool {
+    fn holds(&self, model: &Model, compare: &Compare) -> bool {
+        if let CompareTarget::Holder(fence) = &compare.target {
+            return model.holds(fence);
+        }
         let found: Vec<&KeyValue> = self.before.values().filter(|kv| compare.range.shows(&kv.key)).collect();
         let one = |kv: Option<&KeyValue>| {
             let number = |actual: Option<i64>, wanted: i64| Some(actual.unwrap_or(0).cmp(&wanted));
@@ -467,6 +492,7 @@ impl Run<'_> {
                 CompareTarget::Version(wanted) => number(kv.map(|kv| kv.version), *wanted),
                 CompareTarget::CreateRevision(wanted) => number(kv.map(|kv| kv.create_revision), *wanted),
                 CompareTarget::ModRevision(wanted) => number(kv.map(|kv| kv.mod_revision), *wanted),
+                CompareTarget::Holder(_) => unreachable!(),
                 CompareTarget::Lease(wanted) => number(kv.map(|kv| kv.lease), *wanted),
                 CompareTarget::Value(wanted) => kv.map(|kv| kv.value.cmp(wanted)),
             };
@@ -486,6 +512,34 @@ impl Run<'_> {
         match op {
             Op::Txn(txn) => self.txn(model, txn, Some(operation)).map(OpReply::Txn),
             Op::Range(range) => model.read(&self.state.keys, range).map(OpReply::Range),
+            Op::Session { id, .. } if self.state.leases.contains_key(id) => Err(Rejection::LeaseExists(*id)),
+            Op::Session { id, ttl_ms, label } => {
+                self.state.start(*id, *ttl_ms, true, label.clone());
+                self.grew = true;
+                Ok(OpReply::Session { lease: *id })
+            }
+            Op::RateTake { key, rate, cost, lease } => {
+                let stored =
+                    self.state.keys.get(key).and_then(|kv| std::str::from_utf8(&kv.value).ok()?.parse::<u64>().ok());
+                let (interval, now) = (i128::from(rate.interval_ns), i128::from(model.now_ms) * 1_000_000);
+                let full = interval * i128::from(rate.burst);
+                let level = full - (i128::from(stored.unwrap_or(0)) - now).clamp(0, full);
+                let after = level - interval * i128::from((*cost).max(1));
+                let left = if after >= 0 && *cost > 0 { after } else { level };
+                let ms = |ns: i128| u64::try_from((ns.max(0) + 999_999) / 1_000_000).unwrap();
+                if after >= 0 && *cost > 0 {
+                    let value = (now + full - left).to_string();
+                    let ttl_ms = ms(full - left).max(1000);
+                    self.put(key, value.into(), None, LeaseChoice::Implicit { id: *lease, ttl_ms })?;
+                }
+                let remaining = u64::try_from(left / interval).unwrap();
+                Ok(OpReply::RateTake {
+                    allowed: after >= 0,
+                    remaining,
+                    retry_after_ms: ms(-after),
+                    reset_ms: ms(full - left),
+                })
+            }
             Op::Put(put) => {
                 let old = self.state.keys.get(&put.key).cloned();
                 let (value, content_type) = match (&old, put.ignore_value) {
