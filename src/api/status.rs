@@ -45,6 +45,12 @@ pub(crate) enum Code {
     Timeout,
     RevisionNotReached,
     StorageFull,
+    MemberNotFound,
+    MemberExists,
+    ChangeInProgress,
+    LearnerBehind,
+    WouldLoseQuorum,
+    NotAVoter,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -81,7 +87,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 38] = {
+    pub(super) const ALL: [Code; 44] = {
         use Code::*;
         [
             InvalidParameter,
@@ -122,6 +128,12 @@ impl Code {
             Timeout,
             RevisionNotReached,
             StorageFull,
+            MemberNotFound,
+            MemberExists,
+            ChangeInProgress,
+            LearnerBehind,
+            WouldLoseQuorum,
+            NotAVoter,
         ]
     };
 
@@ -179,6 +191,15 @@ impl Code {
                 .hint("the write may have happened: repeat it only with the same Idempotency-Key"),
             Self::Timeout => row(504, "timeout", "Deadline passed").retryable(),
             Self::RevisionNotReached => row(504, "revision-not-reached", "Revision not reached").retryable(),
+            Self::MemberNotFound => row(404, "member-not-found", "Member not found"),
+            Self::MemberExists => {
+                row(409, "member-exists", "Member exists").hint("remove the old member first, or choose another name")
+            }
+            Self::ChangeInProgress => row(409, "change-in-progress", "Change in progress").retryable(),
+            Self::LearnerBehind => row(409, "learner-behind", "Learner behind").retryable(),
+            Self::WouldLoseQuorum => row(409, "would-lose-quorum", "Would lose the quorum")
+                .hint("bring the unreachable voters back first; force=true removes all the same"),
+            Self::NotAVoter => row(409, "not-a-voter", "Not a voter").hint("promote the learner first"),
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
             }
@@ -282,6 +303,15 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
         Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::MemberNotFound(_) => Code::MemberNotFound,
+        Rejection::MemberExists(_) => Code::MemberExists,
+        Rejection::ChangeInProgress => Code::ChangeInProgress,
+        Rejection::LearnerBehind { lag_entries } => {
+            members.count("lag_entries", *lag_entries);
+            Code::LearnerBehind
+        }
+        Rejection::WouldLoseQuorum { .. } => Code::WouldLoseQuorum,
+        Rejection::NotAVoter(_) => Code::NotAVoter,
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -334,6 +364,12 @@ mod tests {
 504 timeout retryable
 504 revision-not-reached retryable
 507 storage-full
+404 member-not-found
+409 member-exists
+409 change-in-progress retryable
+409 learner-behind retryable
+409 would-lose-quorum
+409 not-a-voter
 ";
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) struct Stores {
 pub(super) fn open(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Result<Stores, NodeError> {
     let fatal = fatal::handler();
     let disk = Arc::new(RealDisk);
-    let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display())))?;
+    let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display()), ""))?;
     let options = WalOptions {
         segment_bytes: disk_watch::segment_bytes(space, limits::WAL_SEGMENT_BYTES),
         observer: Arc::new(FsyncTimes { clock: Arc::clone(clock), metrics: metrics.clone(), begun: Mutex::new(None) }),

@@ -4,6 +4,7 @@
 //! nothing. Invariants: a peer that cannot be reached grants nothing (openraft's default for
 //! pre-vote would); appends of one stream are answered in order, and its answers end when it does.
 
+use super::members::Change;
 use super::snapshots::Stored;
 use super::types::{Member, MemberId, Types, Vote};
 use crate::model::{Fault, codec};
@@ -103,12 +104,40 @@ impl Transport for NoPeers {
     }
 }
 
-/// One request of the control lane.
+/// One request of `Transport::call`. Times are what is left of a deadline.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Call {
     Vote(VoteRequest<Types>),
     PreVote(VoteRequest<Types>),
     TransferLeader(TransferLeaderRequest<Types>),
+    /// To the leader: answered by `Vec<Answer>`.
+    Propose(Vec<Forwarded>),
+    /// To the leader: answered by `Result<u64, Failure>`, up to where to apply before reading.
+    ReadIndex {
+        remaining_ms: u64,
+    },
+    /// To the leader: a question of a layer above, answered by `Result<Bytes, Failure>`.
+    Ask {
+        question: Bytes,
+        remaining_ms: u64,
+    },
+    /// Answered by the wall clock in ms.
+    WallClock,
+    /// To the leader: answered by `Result<MemberId, Failure>`.
+    Change {
+        change: Change,
+        remaining_ms: u64,
+    },
+    /// To the leader: answered by `Option<Vec<MemberState>>`, none if it does not lead.
+    Members,
+}
+
+/// A proposal on its way to the leader.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Forwarded {
+    pub(crate) remaining_ms: u64,
+    /// `codec::encode` of the proposal.
+    pub(crate) encoded: Bytes,
 }
 
 /// What a snapshot stream begins with; the file's bytes follow, then one `SnapshotResponse` back.

@@ -16,6 +16,7 @@ use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, SnapshotResponse};
 use serde::Serialize;
+use std::time::Duration;
 
 impl Consensus {
     /// Answers one request of a peer's `Transport::call`.
@@ -29,6 +30,16 @@ impl Consensus {
             Call::TransferLeader(transfer) => {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
             }
+            Call::Propose(batch) => encode(&self.batcher().propose_forwarded(batch).await),
+            Call::ReadIndex { remaining_ms } => encode(&self.read_index(Duration::from_millis(remaining_ms)).await),
+            Call::Ask { question, remaining_ms } => {
+                encode(&self.answer_question(question, Duration::from_millis(remaining_ms)).await)
+            }
+            Call::Change { change, remaining_ms } => {
+                encode(&self.change_here(change, Duration::from_millis(remaining_ms)).await)
+            }
+            Call::Members => encode(&self.member_states_here()),
+            Call::WallClock => encode(&self.clock().wall_ms()),
         }
     }
 

@@ -16,6 +16,7 @@ use super::root::{FEATURE_LEVEL_MAX, LEASE_BYTES, Lease};
 use super::validate::validate;
 use super::writer::Machine;
 use crate::model::{Command, DeleteReason, Fault, LeaseId, Proposal, Rejection, Reply, Revision, RevisionEvents};
+use serde::{Deserialize, Serialize};
 use work::Work;
 
 /// What became of a batch.
@@ -29,7 +30,7 @@ pub struct Applied {
     pub revision: Revision,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub result: Result<Reply, Rejection>,
     /// The outcome of an earlier request with the same idempotency key.
