@@ -28,7 +28,7 @@ pub(crate) struct Call {
     /// axum's body is not `Sync`, and handlers hold a `&Call` while they wait.
     pub(crate) body: Option<SyncWrapper<axum::body::Body>>,
     pub(crate) operation: Operation,
-    /// Where `{key}` begins in the path.
+    /// Where `{key}` or `{id}` begins in the path.
     pub(crate) rest: usize,
     pub(crate) request_id: String,
     /// Of the request's body; handed on to the answer's.

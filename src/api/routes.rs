@@ -10,7 +10,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 pub struct Route {
     /// Upper case, as on the wire.
     pub method: &'static str,
-    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included.
+    /// As in openapi.yaml; a last segment `{key}` takes the rest of the path, slashes included, `{id}` one.
     pub path: &'static str,
     pub operation_id: &'static str,
 }
@@ -43,6 +43,15 @@ routes! {
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
+    ClusterGet GET "/v1/cluster" "clusterGet",
+    MemberList GET "/v1/cluster/members" "memberList",
+    MemberAdd POST "/v1/cluster/members" "memberAdd",
+    MemberGet GET "/v1/cluster/members/{id}" "memberGet",
+    MemberPatch PATCH "/v1/cluster/members/{id}" "memberPatch",
+    MemberRemove DELETE "/v1/cluster/members/{id}" "memberRemove",
+    MemberPromote POST "/v1/cluster/members/{id}/promote" "memberPromote",
+    MemberReplace POST "/v1/cluster/members/{id}/replace" "memberReplace",
+    LeaderMove POST "/v1/cluster/leader" "leaderMove",
     StatusGet GET "/v1/status" "statusGet",
     HashGet GET "/v1/hash" "hashGet",
     ConfigGet GET "/v1/config" "configGet",
@@ -70,7 +79,9 @@ impl Operation {
     /// True if it can change the store, so that a failure must say whether it did.
     pub(crate) fn mutates(self) -> bool {
         use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
+        use Operation::{LeaderMove, MemberAdd, MemberPatch, MemberPromote, MemberRemove, MemberReplace};
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
+            || matches!(self, LeaderMove | MemberAdd | MemberPatch | MemberPromote | MemberRemove | MemberReplace)
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
@@ -107,7 +118,7 @@ fn paths() -> Vec<Path> {
 /// What a method and a path name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// `rest` is where in the path the `{key}` begins.
+    /// `rest` is where in the path the `{key}` or `{id}` begins.
     Operation {
         operation: Operation,
         rest: usize,
@@ -132,7 +143,7 @@ where
     for path in paths() {
         let mut methods = MethodRouter::new().fallback(endpoint(Found::OtherMethods(methods(&path))));
         for &(method, operation) in &path.operations {
-            let found = Found::Operation { operation, rest: path.text.len() };
+            let found = Found::Operation { operation, rest: path.text.find('{').unwrap_or(path.text.len()) };
             // axum's filter for GET takes HEAD too; a stream's HEAD is refused.
             if method == "GET" && operation.streams() {
                 methods = methods.on(MethodFilter::HEAD, endpoint(Found::OtherMethods(vec!["GET"])));
@@ -194,8 +205,8 @@ mod tests {
     #[test]
     fn every_route_finds_itself() {
         for (route, &operation) in ROUTES.iter().zip(Operation::ALL) {
-            let path = route.path.replace("{key}", "a/b//c/%FF%00/");
-            let rest = route.path.find("{key}").unwrap_or(route.path.len());
+            let path = route.path.replace("{key}", "a/b//c/%FF%00/").replace("{id}", "7f");
+            let rest = route.path.find('{').unwrap_or(route.path.len());
             assert_eq!(find(route.method, &path), Found::Operation { operation, rest }, "{route:?}");
             assert_eq!(ROUTES[operation.index()].operation_id, route.operation_id);
         }

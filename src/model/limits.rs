@@ -104,3 +104,5 @@ pub const SHUTDOWN_S: u64 = 15;
 pub const PEER_MESSAGE_BYTES_MAX: usize = WAL_RECORD_BYTES_MAX + (1 << 20);
 /// Connections of the peer port, three from each peer; beyond, new ones are refused at accept.
 pub const PEER_CONNECTIONS_MAX: usize = 256;
+/// Names of members; longer ones are refused.
+pub const MEMBER_NAME_BYTES_MAX: usize = 256;

@@ -30,6 +30,8 @@ pub(super) const MEET: &str = "/tenure.peer.v1.Peer/Meet";
 const APPEND: &str = "/tenure.peer.v1.Peer/Append";
 const CONTROL: &str = "/tenure.peer.v1.Peer/Control";
 const SNAPSHOT: &str = "/tenure.peer.v1.Peer/Snapshot";
+/// Said by a member that starts: no reason for concern.
+pub(super) const NOT_YET: &str = "the member is not ready for its peers yet";
 /// A snapshot's next piece must arrive within this time.
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(20);
 
@@ -134,7 +136,7 @@ impl Door {
 
     fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
         let Some((me, answerer)) = self.0.inside.get() else {
-            return Err(Status::failed_precondition("this member has not joined its cluster yet"));
+            return Err(Status::failed_precondition(NOT_YET));
         };
         let admitted = Hello::read(metadata).and_then(|hello| {
             hello.check(*me, answerer.incarnation(hello.from.node_id))?;

@@ -5,13 +5,13 @@
 //! every try; dropping the answers of a stream ends its requests too.
 
 use super::codec::Opaque;
-use super::door::{CALL, lane_path};
+use super::door::{CALL, NOT_YET, lane_path};
 use super::hello::{Hello, Identity, Refusal};
 use super::link::{Care, channel, never_sent};
 use crate::env::{Clock, Entropy};
 use crate::model::limits;
 use crate::net::{Patience, Security};
-use crate::raft::{Lane, MemberId, Peer, Transport, TransportError};
+use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -74,8 +74,15 @@ struct Connections {
     control: Channel,
     snapshot: Channel,
     used: Mutex<Duration>,
-    /// The last refusal that was logged.
-    refusal: Mutex<Option<String>>,
+    /// What was last said of it in the log.
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// Why a peer is not talked to.
+#[derive(Debug, PartialEq, Eq)]
+enum Trouble {
+    Unreachable,
+    Refused(String),
 }
 
 impl PeerTransport {
@@ -112,7 +119,7 @@ impl Inner {
             control: open()?,
             snapshot: open()?,
             used: Mutex::new(now),
-            refusal: Mutex::new(None),
+            trouble: Mutex::new(None),
         });
         peers.retain(|_, known| now.saturating_sub(*known.used.lock()) < FORGET);
         peers.insert(peer.id, connections.clone());
@@ -143,31 +150,50 @@ impl Connections {
         let answered = Hello::read(metadata).and_then(|hello| hello.check(self.me, self.peer.member.incarnation));
         match answered {
             Ok(()) => {
-                if self.refusal.lock().take().is_some() {
-                    tracing::info!(peer = %self.peer.member.name, url = %self.peer.member.peer_url, "the peer is accepted again");
+                if self.trouble.lock().take().is_some() {
+                    let Member { name, peer_url, .. } = &self.peer.member;
+                    tracing::info!(peer = %name, url = %peer_url, "the peer is back");
                 }
                 Ok(())
             }
-            Err(refusal) => Err(self.refused(&refusal)),
+            Err(refusal) => Err(self.refused(refusal)),
         }
     }
 
-    fn refused(&self, Refusal(why): &Refusal) -> TransportError {
-        let mut last = self.refusal.lock();
-        if last.as_ref() != Some(why) {
-            tracing::warn!(peer = %self.peer.member.name, url = %self.peer.member.peer_url, "peer refused: {why}");
-            *last = Some(why.clone());
+    fn refused(&self, Refusal(why): Refusal) -> TransportError {
+        self.note(Trouble::Refused(why.clone()), &why);
+        TransportError::Unreachable(why)
+    }
+
+    /// Says what is new, and not at every try.
+    fn note(&self, trouble: Trouble, why: &str) {
+        let mut last = self.trouble.lock();
+        if last.as_ref() == Some(&trouble) {
+            return;
         }
-        TransportError::Unreachable(why.clone())
+        let Member { name, peer_url, .. } = &self.peer.member;
+        match &trouble {
+            Trouble::Unreachable => tracing::info!(peer = %name, url = %peer_url, "the peer cannot be reached: {why}"),
+            Trouble::Refused(_) => {
+                tracing::warn!(peer = %name, url = %peer_url, "the peer and this member refuse each other: {why}")
+            }
+        }
+        *last = Some(trouble);
     }
 
     fn failed(&self, status: &Status) -> TransportError {
         // The peer's door says so before it hands anything on.
+        if status.code() == Code::FailedPrecondition && status.message() == NOT_YET {
+            return TransportError::Unreachable(NOT_YET.to_owned());
+        }
         if status.code() == Code::FailedPrecondition {
-            return self.refused(&Refusal(status.message().to_owned()));
+            return self.refused(Refusal(status.message().to_owned()));
         }
         match never_sent(status) {
-            Some(why) => TransportError::Unreachable(why),
+            Some(why) => {
+                self.note(Trouble::Unreachable, &why);
+                TransportError::Unreachable(why)
+            }
             None => TransportError::Failed(format!("{}: {}", self.peer.member.peer_url, status.message())),
         }
     }

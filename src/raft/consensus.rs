@@ -28,7 +28,7 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::{Instant, Raft, ServerState};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
@@ -158,6 +158,7 @@ struct Inner {
     leader_handler: OnceLock<LeaderHandler>,
     /// Held while this member changes the membership.
     membership: tokio::sync::Mutex<()>,
+    db_bytes: AtomicU64,
     clock: Arc<dyn Clock>,
     recovered: watch::Receiver<bool>,
     /// Raft may end now.
@@ -226,6 +227,7 @@ impl Consensus {
             remote_barrier,
             leader_handler: OnceLock::new(),
             membership: tokio::sync::Mutex::new(()),
+            db_bytes: AtomicU64::new(0),
             clock,
             recovered,
             ending,
@@ -444,6 +446,10 @@ impl Consensus {
 
     pub(super) fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
         &self.0.membership
+    }
+
+    pub(super) fn db_bytes(&self) -> &AtomicU64 {
+        &self.0.db_bytes
     }
 
     pub(super) fn raft(&self) -> &Core {

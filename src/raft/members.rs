@@ -7,14 +7,16 @@
 use super::batcher::Route;
 use super::consensus::Consensus;
 use super::link::millis;
-use super::network::{Call, Lane, TransportError};
+use super::network::{Call, Lane, Peer, TransportError};
 use super::types::{Member, MemberId, Types};
 use crate::model::{Failure, Fault, Outcome, Rejection, Why};
+use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant, RaftMetrics, ServerState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Before a change is asked for again, because no leader took it.
@@ -45,10 +47,11 @@ pub enum Change {
         peer_url: Option<String>,
         client_url: Option<String>,
     },
-    /// A learner that is at most `max_lag` entries behind, within the time given.
+    /// A learner that is at most `max_lag` entries behind, or will be within the wait.
     Promote {
         id: MemberId,
         max_lag: u64,
+        wait_ms: u64,
     },
     Remove {
         id: MemberId,
@@ -59,6 +62,7 @@ pub enum Change {
         old: MemberId,
         new: MemberId,
         max_lag: u64,
+        wait_ms: u64,
     },
     /// Leadership goes to this voter, or to the one that is furthest.
     Lead {
@@ -80,6 +84,16 @@ pub struct MemberState {
     /// Since it was heard of.
     pub last_contact_ms: Option<u64>,
     pub in_reach: bool,
+}
+
+/// What a member says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    pub version: String,
+    pub leads: bool,
+    pub applied: Option<u64>,
+    /// Bytes of its data directory.
+    pub db_bytes: u64,
 }
 
 type Metrics = RaftMetrics<Types>;
@@ -149,13 +163,15 @@ impl Consensus {
             Change::Add { id, member } => self.add(id, member).await,
             Change::TakeIn { id, member } => self.take_in_here(id, member).await,
             Change::Update { id, name, peer_url, client_url } => self.update(id, name, peer_url, client_url).await,
-            Change::Promote { id, max_lag } => {
-                self.caught_up(id, max_lag, timeout).await?;
+            Change::Promote { id, max_lag, wait_ms } => {
+                self.caught_up(id, max_lag, Duration::from_millis(wait_ms)).await?;
                 self.submit(ChangeMembers::AddVoterIds([id].into())).await?;
                 Ok(id)
             }
             Change::Remove { id, force } => self.remove(id, force).await,
-            Change::Replace { old, new, max_lag } => self.replace(old, new, max_lag, timeout).await,
+            Change::Replace { old, new, max_lag, wait_ms } => {
+                self.replace(old, new, max_lag, Duration::from_millis(wait_ms)).await
+            }
             Change::Lead { to } => self.lead(to, timeout).await,
         }
     }
@@ -229,14 +245,8 @@ impl Consensus {
         Ok(id)
     }
 
-    async fn replace(
-        &self,
-        old: MemberId,
-        new: MemberId,
-        max_lag: u64,
-        timeout: Duration,
-    ) -> Result<MemberId, Failure> {
-        self.caught_up(new, max_lag, timeout).await?;
+    async fn replace(&self, old: MemberId, new: MemberId, max_lag: u64, wait: Duration) -> Result<MemberId, Failure> {
+        self.caught_up(new, max_lag, wait).await?;
         let voters = settled_voters(&self.link().raft.metrics().borrow_watched())?;
         if !voters.contains(&old) {
             return Err(Rejection::NotAVoter(format!("{old:x}")).into());
@@ -280,7 +290,7 @@ impl Consensus {
     }
 
     /// Waits until a learner is at most `max_lag` entries behind.
-    async fn caught_up(&self, id: MemberId, max_lag: u64, timeout: Duration) -> Result<(), Failure> {
+    async fn caught_up(&self, id: MemberId, max_lag: u64, wait: Duration) -> Result<(), Failure> {
         let mut lag = u64::MAX;
         let waiting = async {
             loop {
@@ -293,7 +303,7 @@ impl Consensus {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        let waited = tokio::time::timeout(timeout, waiting).await;
+        let waited = tokio::time::timeout(wait, waiting).await;
         waited.unwrap_or(Err(Rejection::LearnerBehind { lag_entries: lag }.into()))
     }
 
@@ -365,6 +375,35 @@ impl Consensus {
         answer.ok_or_else(no_leader)
     }
 
+    /// What this member says of itself.
+    #[must_use]
+    pub fn about(&self) -> About {
+        About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            leads: self.link().leads(),
+            applied: self.link().applier.progress().applied.map(|at| at.index),
+            db_bytes: self.db_bytes().load(Ordering::Relaxed),
+        }
+    }
+
+    /// What all members say of themselves, asked at the same time; who does not answer is missing.
+    pub async fn about_members(&self, timeout: Duration) -> BTreeMap<MemberId, About> {
+        let asked = self.members().into_iter().map(async |(id, member)| {
+            let about = if id == self.link().id {
+                self.about()
+            } else {
+                self.link().call(Peer { id, member }, Lane::Control, &Call::About, timeout).await.ok()?
+            };
+            Some((id, about))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Told by whoever measures the data directory.
+    pub fn note_db_bytes(&self, bytes: u64) {
+        self.db_bytes().store(bytes, Ordering::Relaxed);
+    }
+
     /// Finishes, while this member leads, what an earlier leader left half done. Until Raft ends.
     pub(super) async fn finish_changes(self) {
         let mut seen = None;
@@ -391,7 +430,13 @@ impl Consensus {
         }
     }
 
-    /// The members by number and name.
+    /// Who votes.
+    #[must_use]
+    pub fn voters(&self) -> BTreeSet<MemberId> {
+        self.link().raft.server_metrics().borrow_watched().membership_config.voter_ids().collect()
+    }
+
+    /// A member by name or number.
     #[must_use]
     pub fn find_member(&self, id_or_name: &str) -> Option<(MemberId, Member)> {
         let members: BTreeMap<MemberId, Member> = self.members();

@@ -32,7 +32,7 @@ mod tests;
 
 pub use apply::{Progress, Publisher};
 pub use consensus::{Consensus, LeaderHandler, NewStore, Options, Parts, StartError, State};
-pub use members::{Change, MemberState};
+pub use members::{About, Change, MemberState};
 pub use network::{Lane, NoPeers, Peer, Transport, TransportError};
 pub use seed::{Seed, plant};
 pub use types::{Member, MemberId};

@@ -32,6 +32,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
+/// Before a stream of appends that could not be opened is opened again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+
 /// Kept apart so that a bulk append or a snapshot never delays a heartbeat or a vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -130,6 +133,8 @@ pub(crate) enum Call {
     },
     /// To the leader: answered by `Option<Vec<MemberState>>`, none if it does not lead.
     Members,
+    /// Answered by `About`.
+    About,
 }
 
 /// A proposal on its way to the leader.
@@ -255,8 +260,19 @@ impl NetStreamAppend<Types> for Client {
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
         let answers = self.transport.stream(self.peer.clone(), self.append_lane, requests, option.soft_ttl());
+        let lane = self.append_lane;
         Box::pin(async move {
-            let answers = answers.await.map_err(failed)?;
+            let answers = match answers.await {
+                Ok(answers) => answers,
+                Err(error) => {
+                    // openraft pauses before a request it hands out; here none was taken, so it would
+                    // open the next stream at once.
+                    if lane == Lane::Append {
+                        tokio::time::sleep(REOPEN_PAUSE).await;
+                    }
+                    return Err(failed(error));
+                }
+            };
             let answers = answers.map(|answer| {
                 codec::decode::<StreamAppendResult<Types>>("peer's answer", &answer.map_err(failed)?).map_err(broken)
             });

@@ -5,6 +5,7 @@
 //! reads behind a barrier. Invariants: every write carries a `Caller` and a deadline; every failure
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
+mod cluster;
 pub mod compactor;
 mod reads;
 mod snapshot;
@@ -245,6 +246,7 @@ impl Service {
     pub fn note_disk(&self, low: bool, used_bytes: u64) {
         let was = self.inner.disk_low.swap(low, Ordering::Relaxed);
         self.inner.disk_bytes.store(used_bytes, Ordering::Relaxed);
+        self.inner.parts.consensus.note_db_bytes(used_bytes);
         if low && !was {
             tracing::warn!("the disk is nearly full: writes that grow the store are refused until there is room");
         } else if was && !low {

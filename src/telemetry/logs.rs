@@ -16,7 +16,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// Libraries that say more at info and debug than an operator wants.
-const QUIET_LIBRARIES: &str = "openraft=warn,sled=warn,hyper=info,h2=info,hyper_util=info,reqwest=info";
+const QUIET_LIBRARIES: &str = "openraft=error,sled=warn,hyper=info,h2=info,hyper_util=info,reqwest=info";
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {

@@ -1,6 +1,7 @@
 //! `/v1`: the REST API. One file per group of operations, over the decoders and encoders they share:
 //! `query`, `keys`, `fields` and `conditions` read requests; `dto` writes answers.
 
+pub(crate) mod cluster;
 pub(crate) mod conditions;
 pub(crate) mod counters;
 pub(crate) mod cursor;
