@@ -128,7 +128,7 @@ impl Batcher {
             self.queue_up(item.encoded, Duration::from_millis(item.remaining_ms), true)
         });
         let queued: Vec<Result<Waiting, Failure>> = queued.collect();
-        join_all(queued.into_iter().map(async |queued| queued?.await)).await
+        join_all(queued.into_iter().map(|queued| async move { queued?.await })).await
     }
 }
 
@@ -261,12 +261,15 @@ fn put_back(items: Vec<Queued>, flight: Flight, attempt: u32, refuse: &mpsc::Sen
     drop(refuse.try_send(Refused { items, attempt, flight }));
 }
 
-/// Hands out what the leader answered, and puts back what it refused for not being the leader.
+/// Hands out what the leader answered, and puts back what it refused because it leads no more.
 fn deliver(items: Vec<Queued>, answers: Vec<Answer>, flight: Flight, attempt: u32, refuse: &mpsc::Sender<Refused>) {
     let mut back = Vec::new();
     for (item, answer) in items.into_iter().zip(answers) {
         match answer {
-            Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::NotProposed }) => back.push(item),
+            Err(Failure::Unavailable {
+                why: Why::NoLeader | Why::ShuttingDown | Why::NotReady,
+                outcome: Outcome::NotProposed,
+            }) => back.push(item),
             answer => item.ticket.answer(answer),
         }
     }

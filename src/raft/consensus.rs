@@ -7,7 +7,7 @@
 use super::apply::{Applier, ApplierOptions, Fatal, Progress, Publisher, StateMachine};
 use super::barrier::Barrier;
 use super::batcher::{Batcher, Route};
-use super::link::{Link, Remote};
+use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
 use super::snapshots::{self, Snapshots};
@@ -38,6 +38,8 @@ use tokio::sync::watch;
 const HANDOVER: Duration = Duration::from_secs(1);
 /// How many of the longest election timeouts a read barrier waits for a leader.
 const BARRIER_PATIENCE: u32 = 4;
+/// How many of the longest election timeouts a leader may be silent before it is not counted on.
+const LEADER_SILENCE: u32 = 2;
 /// Before a question to the leader is asked again, because none was there.
 const ASK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -135,6 +137,8 @@ pub struct State {
     /// For a leader: since a quorum last confirmed it. The state alone says nothing: an isolated
     /// leader stays one in its own eyes.
     pub millis_since_quorum_ack: Option<u64>,
+    /// Since this member last knew itself up to date: since its leader was heard, or a quorum heard it.
+    pub millis_since_leader_heard: Option<u64>,
     /// What this member had durably logged before its start is committed and applied.
     pub recovered: bool,
 }
@@ -159,7 +163,6 @@ struct Inner {
     /// Held while this member changes the membership.
     membership: tokio::sync::Mutex<()>,
     db_bytes: AtomicU64,
-    clock: Arc<dyn Clock>,
     recovered: watch::Receiver<bool>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
@@ -207,14 +210,15 @@ impl Consensus {
         let raft = Raft::new(options.id, raft_config, network, log, state_machine)
             .await
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;
-        let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone(), transport });
+        let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
+        let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone(), transport, heard });
         link.elect_if_alone().await;
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
         let patience = BARRIER_PATIENCE * options.election_max;
         let barrier = Barrier::start(link.clone(), patience, &tasks);
         let remote_barrier = Barrier::start(Arc::new(Remote(link.clone())), patience, &tasks);
         let recovered = spawn_recovery(&raft, &tasks);
-        tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock.clone(), tasks.clone()));
+        tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
         let ending = Arc::new(AtomicBool::new(false));
         tasks.spawn_until_stop("raft watch", observe(raft, metrics, ending.clone(), fatal));
@@ -228,7 +232,6 @@ impl Consensus {
             leader_handler: OnceLock::new(),
             membership: tokio::sync::Mutex::new(()),
             db_bytes: AtomicU64::new(0),
-            clock,
             recovered,
             ending,
             wal,
@@ -334,12 +337,17 @@ impl Consensus {
         self.0.barrier.wait(timeout).await
     }
 
+    /// Its leader has just been heard.
+    pub(super) fn note_leader_heard(&self) {
+        self.0.link.heard.note();
+    }
+
     pub(super) fn batcher(&self) -> &Batcher {
         &self.0.batcher
     }
 
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
-        &self.0.clock
+        &self.0.link.heard.clock
     }
 
     /// What the membership knows of one member.
@@ -373,23 +381,23 @@ impl Consensus {
         let membership = metrics.membership_config.membership();
         let alone = metrics.state == ServerState::Leader && membership.voter_ids().count() == 1;
         let quorum_acked = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let quorum_acked = if alone { Some(Duration::ZERO) } else { quorum_acked };
+        let leads = metrics.state == ServerState::Leader;
+        let leader = self.0.link.known_leader(leads, metrics.current_leader, quorum_acked);
         State {
             id: metrics.id,
             term: metrics.current_term,
-            leader: metrics.current_leader,
-            leader_member: metrics.current_leader.and_then(|leader| membership.get_node(&leader).cloned()),
-            is_leader: metrics.state == ServerState::Leader,
+            leader,
+            leader_member: leader.and_then(|leader| membership.get_node(&leader).cloned()),
+            is_leader: leads,
             is_learner: metrics.state == ServerState::Learner,
             last_log: metrics.last_log_index,
             committed: metrics.local_committed.map(|id| id.index),
             applied: self.0.link.applier.progress().applied.map(|at| at.index),
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
-            millis_since_quorum_ack: if alone {
-                Some(0)
-            } else {
-                quorum_acked.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
-            },
+            millis_since_quorum_ack: quorum_acked.map(millis),
+            millis_since_leader_heard: if leads { quorum_acked } else { self.0.link.heard.age() }.map(millis),
             recovered: *self.0.recovered.borrow(),
         }
     }

@@ -8,6 +8,7 @@ use super::consensus::Core;
 use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
 use super::responder::Callback;
 use super::types::{LogBatch, MemberId, Types};
+use crate::env::Clock;
 use crate::model::{Failure, Outcome, Why, codec};
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -17,6 +18,7 @@ use openraft::raft::ClientWriteResult;
 use openraft::{ReadPolicy, ServerState};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the leader may take to confirm a read index for this member.
@@ -27,6 +29,36 @@ pub(super) struct Link {
     pub(super) raft: Core,
     pub(super) applier: Arc<Applier>,
     pub(super) transport: Arc<dyn Transport>,
+    pub(super) heard: Heard,
+}
+
+/// When a leader was last heard here.
+pub(super) struct Heard {
+    pub(super) clock: Arc<dyn Clock>,
+    /// On the monotonic clock, in ms and one more; 0 is never.
+    at_ms: AtomicU64,
+    /// A leader that is silent for this long is not counted on.
+    pub(super) patience: Duration,
+}
+
+impl Heard {
+    pub(super) fn new(clock: Arc<dyn Clock>, patience: Duration) -> Self {
+        Self { clock, at_ms: AtomicU64::new(0), patience }
+    }
+
+    pub(super) fn note(&self) {
+        self.at_ms.store(millis(self.clock.monotonic()).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How long ago; `None` if never.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let at = self.at_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.clock.monotonic().saturating_sub(Duration::from_millis(at)))
+    }
+
+    fn is_recent(&self) -> bool {
+        self.age().is_some_and(|age| age <= self.patience)
+    }
 }
 
 fn sole_voter(server: &RaftServerMetrics<Types>, id: MemberId) -> bool {
@@ -70,6 +102,10 @@ impl Link {
             return Route::Here;
         }
         let Some(id) = server.current_leader.filter(|leader| *leader != self.id) else { return Route::Nowhere };
+        // One that hangs or is cut off would keep what it is sent, and its fate would be unknown.
+        if !self.heard.is_recent() {
+            return Route::Nowhere;
+        }
         match server.membership_config.membership().get_node(&id) {
             Some(member) => Route::To(Peer { id, member: member.clone() }),
             None => Route::Nowhere,
@@ -98,6 +134,19 @@ impl Link {
                 Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown })
             }
         }
+    }
+
+    /// Who leads, as far as anybody can tell here: a leader counts only while it is heard, and this
+    /// member only while a quorum hears it.
+    pub(super) fn known_leader(
+        &self,
+        leads: bool,
+        leader: Option<MemberId>,
+        quorum_age: Option<Duration>,
+    ) -> Option<MemberId> {
+        let counts =
+            if leads { quorum_age.is_some_and(|age| age <= self.heard.patience) } else { self.heard.is_recent() };
+        leader.filter(|_| counts)
     }
 
     /// A voter to hand leadership to, if this member leads.

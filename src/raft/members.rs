@@ -25,6 +25,8 @@ const ASK_PAUSE: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// A peer that was heard of within this many of the longest election timeouts is in reach.
 const IN_REACH: u32 = 2;
+/// How long another voter may take to take the lead.
+const TRANSFER: Duration = Duration::from_secs(2);
 /// How often a leader looks for a joint configuration that nobody finishes.
 const FINISH_LOOK: Duration = Duration::from_secs(1);
 
@@ -283,10 +285,14 @@ impl Consensus {
                 }
             }
         };
-        match tokio::time::timeout(timeout, transferred).await {
-            Ok(()) => Ok(to),
-            Err(_) => Err(Failure::Unavailable { why: Why::Timeout, outcome: Outcome::Unknown }),
+        if tokio::time::timeout(timeout.min(TRANSFER), transferred).await.is_ok() {
+            return Ok(to);
         }
+        // Until it steps down a leader that was to go accepts no write: so it stands for election anew.
+        if self.link().leads() {
+            drop(self.link().raft.trigger().elect(false).await);
+        }
+        Err(Failure::Unavailable { why: Why::Timeout, outcome: Outcome::Unknown })
     }
 
     /// Waits until a learner is at most `max_lag` entries behind.
@@ -388,7 +394,7 @@ impl Consensus {
 
     /// What all members say of themselves, asked at the same time; who does not answer is missing.
     pub async fn about_members(&self, timeout: Duration) -> BTreeMap<MemberId, About> {
-        let asked = self.members().into_iter().map(async |(id, member)| {
+        let asked = self.members().into_iter().map(|(id, member)| async move {
             let about = if id == self.link().id {
                 self.about()
             } else {

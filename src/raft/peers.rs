@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse};
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendError};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -68,7 +68,16 @@ impl Consensus {
             .map(|request| codec::decode::<AppendEntriesRequest<Types>>("peer's append", &request))
             .take_while(|request| std::future::ready(request.is_ok()))
             .filter_map(|request| std::future::ready(request.ok()));
-        self.raft().stream_append(requests).map(|answer| encode(&answer.map_err(ended)?)).boxed()
+        let consensus = self.clone();
+        let answers = self.raft().stream_append(requests).map(move |answer| {
+            let answer = answer.map_err(ended)?;
+            // A conflict is an answer to the leader too; only a sender of an older term is none.
+            if !matches!(answer, Err(StreamAppendError::HigherVote(_))) {
+                consensus.note_leader_heard();
+            }
+            encode(&answer)
+        });
+        answers.boxed()
     }
 
     async fn receive_snapshot(&self, mut requests: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
@@ -84,6 +93,7 @@ impl Consensus {
         }
         let staged = self.snapshots().receive(&last, requests).await.map_err(broken)?;
         let snapshot = Snapshot { meta, snapshot: Stored::Received(staged) };
+        self.note_leader_heard();
         let response: SnapshotResponse<Types> =
             self.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
         encode(&response)

@@ -260,8 +260,10 @@ async fn what_was_not_sent_or_not_taken_is_tried_again() {
     let answer = bench.propose(1, LONG);
     let unreachable = Err(TransportError::Unreachable("nobody there".into()));
     bench.log.next_forward().await.1.send(unreachable).unwrap();
-    let refused = Err(Failure::not_proposed(Why::NoLeader));
-    bench.log.next_forward().await.1.send(Ok(vec![refused])).unwrap();
+    for why in [Why::NoLeader, Why::ShuttingDown] {
+        let refused = Err(Failure::not_proposed(why));
+        bench.log.next_forward().await.1.send(Ok(vec![refused])).unwrap();
+    }
     let (_, forward) = bench.log.next_forward().await;
     bench.log.set_route(None);
     forward.send(Ok(vec![Err(Failure::not_proposed(Why::NoLeader))])).unwrap();
