@@ -139,14 +139,13 @@ fn is_same(origin: &HeaderValue, parts: &Parts) -> bool {
 mod tests {
     use super::*;
     use hyper::Request;
-    use std::sync::Arc;
 
     fn options(listen: &str) -> Options {
         Options {
             listen: listen.parse().unwrap(),
             cors_origins: vec!["https://console.example".to_owned()],
             request_bytes_max: 1,
-            config: Arc::default(),
+            config: tokio::sync::watch::channel(serde_json::Value::Null).1,
         }
     }
 

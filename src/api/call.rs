@@ -52,7 +52,14 @@ pub(crate) const READ: &[&str] = &["consistency", "max_staleness", "min_revision
 impl Call {
     /// Parses the query against the operation's names. `pretty` is known from here on.
     pub(crate) fn query(&mut self, names: &Names) -> Result<Query, Problem> {
-        let query = Query::parse(self.parts.uri.query(), names)?;
+        self.parsed(Query::parse(self.parts.uri.query(), names)?)
+    }
+
+    pub(crate) fn query_repeating(&mut self, names: &Names, repeatable: &[&str]) -> Result<Query, Problem> {
+        self.parsed(Query::parse_repeating(self.parts.uri.query(), names, repeatable)?)
+    }
+
+    fn parsed(&mut self, query: Query) -> Result<Query, Problem> {
         self.pretty = query.flag("pretty")?;
         Ok(query)
     }

@@ -26,6 +26,7 @@ use crate::service::Service;
 use crate::telemetry::{HttpMetrics, LogControl, Registry};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The release of etcd whose API `/version` and `/v1/status` claim to speak.
 pub const ETCD_VERSION: &str = "3.6.5";
@@ -39,7 +40,7 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     pub request_bytes_max: usize,
     /// The effective settings for `/v1/config`, secrets masked.
-    pub config: Arc<serde_json::Value>,
+    pub config: watch::Receiver<serde_json::Value>,
 }
 
 /// What every handler is given.

@@ -147,6 +147,19 @@ impl Problem {
         if around.pretty { pretty(&json.into_bytes()) } else { json.into_bytes() }
     }
 
+    /// The members by which a line of a stream tells it, for a surrounding object.
+    pub(crate) fn write_summary(&self, json: &mut Writer) {
+        let inner = &*self.0;
+        let facts = inner.code.facts();
+        json.text("code", facts.slug);
+        json.int("status", i64::from(facts.status));
+        json.text("detail", inner.detail.as_deref().unwrap_or(facts.title));
+        json.bool("retryable", facts.retryable);
+        if inner.members.len() > 0 {
+            json.members(&inner.members);
+        }
+    }
+
     pub(crate) fn into_response(self, around: Around<'_>) -> Response<Body> {
         let mut text = self.to_json(around);
         text.push(b'\n');

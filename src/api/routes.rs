@@ -38,9 +38,19 @@ routes! {
     KvList GET "/v1/kv" "kvList",
     KvDeleteRange DELETE "/v1/kv" "kvDeleteRange",
     Txn POST "/v1/txn" "txn",
+    WatchGet GET "/v1/watch" "watch",
     HistoryGet GET "/v1/history/{key}" "historyGet",
     CounterGet GET "/v1/counters/{key}" "counterGet",
     CounterAdd POST "/v1/counters/{key}" "counterAdd",
+    TtlGet GET "/v1/ttl/{key}" "ttlGet",
+    TtlPut PUT "/v1/ttl/{key}" "ttlPut",
+    TtlDelete DELETE "/v1/ttl/{key}" "ttlDelete",
+    LeaseGrant POST "/v1/leases" "leaseGrant",
+    LeaseList GET "/v1/leases" "leaseList",
+    LeaseGet GET "/v1/leases/{id}" "leaseGet",
+    LeaseRevoke DELETE "/v1/leases/{id}" "leaseRevoke",
+    LeaseKeepalive POST "/v1/leases/{id}/keepalive" "leaseKeepalive",
+    LeaseHold POST "/v1/leases/{id}/hold" "leaseHold",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
     ClusterGet GET "/v1/cluster" "clusterGet",
@@ -80,13 +90,15 @@ impl Operation {
     pub(crate) fn mutates(self) -> bool {
         use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
         use Operation::{LeaderMove, MemberAdd, MemberPatch, MemberPromote, MemberRemove, MemberReplace};
+        use Operation::{LeaseGrant, LeaseHold, LeaseKeepalive, LeaseRevoke, TtlDelete, TtlPut};
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
             || matches!(self, LeaderMove | MemberAdd | MemberPatch | MemberPromote | MemberRemove | MemberReplace)
+            || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
     }
 
     /// Streams have no HEAD: their length is unknown and their cost is the whole.
     fn streams(self) -> bool {
-        matches!(self, Self::SnapshotGet)
+        matches!(self, Self::SnapshotGet | Self::WatchGet)
     }
 }
 

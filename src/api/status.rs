@@ -14,6 +14,7 @@ pub(crate) enum Code {
     BadCursor,
     RevisionInFuture,
     DuplicateKey,
+    BadTtl,
     Forbidden,
     CrossSite,
     KeyNotFound,
@@ -30,6 +31,7 @@ pub(crate) enum Code {
     Overflow,
     NotJson,
     LeaseExists,
+    SharedLease,
     KeyExists,
     Compacted,
     PreconditionFailed,
@@ -44,6 +46,7 @@ pub(crate) enum Code {
     OutcomeUnknown,
     Timeout,
     RevisionNotReached,
+    DiskStalled,
     StorageFull,
     MemberNotFound,
     MemberExists,
@@ -87,7 +90,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 44] = {
+    pub(super) const ALL: [Code; 47] = {
         use Code::*;
         [
             InvalidParameter,
@@ -97,6 +100,7 @@ impl Code {
             BadCursor,
             RevisionInFuture,
             DuplicateKey,
+            BadTtl,
             Forbidden,
             CrossSite,
             KeyNotFound,
@@ -113,6 +117,7 @@ impl Code {
             Overflow,
             NotJson,
             LeaseExists,
+            SharedLease,
             KeyExists,
             Compacted,
             PreconditionFailed,
@@ -127,6 +132,7 @@ impl Code {
             OutcomeUnknown,
             Timeout,
             RevisionNotReached,
+            DiskStalled,
             StorageFull,
             MemberNotFound,
             MemberExists,
@@ -150,6 +156,9 @@ impl Code {
                 .hint("to wait for a revision to arrive here, use `min_revision`"),
             Self::DuplicateKey => row(400, "duplicate-key", "Key written twice")
                 .hint("a transaction writes each key at most once per branch"),
+            Self::BadTtl => {
+                row(400, "bad-ttl", "Bad TTL").hint("a TTL is between 1s and 8760h (365 days), for example ttl=30s")
+            }
             Self::Forbidden => row(403, "forbidden", "Forbidden"),
             Self::CrossSite => {
                 row(403, "cross-site", "Refused for a browser").hint("allow the page's origin with --cors-origin")
@@ -170,6 +179,8 @@ impl Code {
             Self::Overflow => row(409, "overflow", "Counter overflow"),
             Self::NotJson => row(409, "not-json", "Not JSON").hint("a merge patch needs a stored value that is JSON"),
             Self::LeaseExists => row(409, "lease-exists", "Lease exists"),
+            Self::SharedLease => row(409, "shared-lease", "Shared lease")
+                .hint("the key is on a lease of its own accord: keep that lease alive instead"),
             Self::KeyExists => {
                 row(409, "key-exists", "Key exists").hint("use on_conflict=skip or on_conflict=overwrite")
             }
@@ -191,6 +202,7 @@ impl Code {
                 .hint("the write may have happened: repeat it only with the same Idempotency-Key"),
             Self::Timeout => row(504, "timeout", "Deadline passed").retryable(),
             Self::RevisionNotReached => row(504, "revision-not-reached", "Revision not reached").retryable(),
+            Self::DiskStalled => row(503, "disk-stalled", "Disk stalled").hint("ask another member").retryable(),
             Self::MemberNotFound => row(404, "member-not-found", "Member not found"),
             Self::MemberExists => {
                 row(409, "member-exists", "Member exists").hint("remove the old member first, or choose another name")
@@ -233,11 +245,12 @@ fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
             let code = match why {
                 Why::NoLeader => Code::NoLeader,
                 Why::Timeout => Code::Timeout,
-                Why::Overloaded => Code::Throttled,
+                Why::Overloaded | Why::TooManyStreams => Code::Throttled,
                 Why::ShuttingDown => Code::ShuttingDown,
                 Why::NotReady => Code::NotReady,
                 Why::TooStale => Code::TooStale,
                 Why::RevisionNotReached => Code::RevisionNotReached,
+                Why::DiskStalled => Code::DiskStalled,
             };
             (code, Applied::No)
         }
@@ -303,6 +316,13 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
         Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::SharedLease { key, lease } => {
+            members.key(key);
+            members.text("lease", &format!("{lease:016x}"));
+            Code::SharedLease
+        }
+        // Only what the lessor proposes can be late for its term, and nobody is answered with it.
+        Rejection::StaleTerm { .. } => Code::NoLeader,
         Rejection::MemberNotFound(_) => Code::MemberNotFound,
         Rejection::MemberExists(_) => Code::MemberExists,
         Rejection::ChangeInProgress => Code::ChangeInProgress,
@@ -333,6 +353,7 @@ mod tests {
 400 bad-cursor
 400 revision-in-future
 400 duplicate-key
+400 bad-ttl
 403 forbidden
 403 cross-site
 404 key-not-found
@@ -349,6 +370,7 @@ mod tests {
 409 overflow
 409 not-json
 409 lease-exists
+409 shared-lease
 409 key-exists
 410 compacted
 412 precondition-failed
@@ -363,6 +385,7 @@ mod tests {
 504 outcome-unknown
 504 timeout retryable
 504 revision-not-reached retryable
+503 disk-stalled retryable
 507 storage-full
 404 member-not-found
 409 member-exists
@@ -392,7 +415,17 @@ mod tests {
     #[test]
     fn only_an_unknown_outcome_or_a_fault_leaves_it_open_whether_a_write_happened() {
         use Why::*;
-        for why in [NoLeader, Timeout, Overloaded, ShuttingDown, NotReady, TooStale, RevisionNotReached] {
+        for why in [
+            NoLeader,
+            Timeout,
+            Overloaded,
+            TooManyStreams,
+            ShuttingDown,
+            NotReady,
+            TooStale,
+            RevisionNotReached,
+            DiskStalled,
+        ] {
             let unknown = verdict(&Failure::Unavailable { why, outcome: Outcome::Unknown });
             assert_eq!((unknown.code, unknown.applied), (Code::OutcomeUnknown, Applied::Unknown));
             let refused = verdict(&Failure::not_proposed(why));

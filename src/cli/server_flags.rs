@@ -60,11 +60,9 @@ impl clap::Args for ServerFlags {
             .help("TOML file with settings [default: /etc/tenure/tenure.toml if there is one]");
         KEYS.iter().fold(command.arg(file), |command, key| {
             let default = if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
-            let arg = Arg::new(key.name).long(key.name).value_name(key.value_name).help(format!(
-                "{}{default} [env: {}]",
-                key.help,
-                env_name(key.name)
-            ));
+            let reload = if key.live { " [SIGHUP reloads it]" } else { "" };
+            let help = format!("{}{default} [env: {}]{reload}", key.help, env_name(key.name));
+            let arg = Arg::new(key.name).long(key.name).value_name(key.value_name).help(help);
             command.arg(match key.value_name {
                 // A list may also be given one by one.
                 "URL,…" => arg.action(clap::ArgAction::Append),

@@ -117,7 +117,13 @@ impl Request for Command {
         match self {
             Self::Txn(txn) => txn.needs(need),
             Self::Compact { .. } | Self::RaiseFeatureLevel { .. } | Self::SetQuota { .. } => need(Need::Administer),
-            Self::LeaseGrant { .. } => need(Need::Grant),
+            Self::LeaseExpire { .. } | Self::LeaseCheckpoint { .. } => need(Need::Administer),
+            Self::LeaseGrant { .. } | Self::LeaseGrantLabelled { .. } => need(Need::Grant),
+            Self::LeaseRenew { id } => need(Need::Lease(*id)),
+            Self::TtlSet { key, id, ttl_ms } => {
+                write(KeyRange::key(key.clone()), false, LeaseChoice::Implicit { id: *id, ttl_ms: *ttl_ms }, need);
+            }
+            Self::TtlClear { key } => write(KeyRange::key(key.clone()), false, LeaseChoice::Detach, need),
             Self::LeaseRevoke { id, .. } => need(Need::Lease(*id)),
         }
     }

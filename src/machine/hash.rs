@@ -4,7 +4,8 @@
 //! trimmed, or on whether the state was restored. Every part is hashed with its kind in front and
 //! lengths before what varies, so that no two parts look alike.
 
-use crate::model::{LeaseId, Revision};
+use super::root::Lease;
+use crate::model::{LeaseId, LeaseLabel, Revision};
 use crate::storage::record::Record;
 use twox_hash::XxHash3_128;
 
@@ -92,8 +93,23 @@ pub(crate) fn record(record: &Record) -> u128 {
         .finish()
 }
 
-pub(crate) fn lease(id: LeaseId, ttl_ms: u64, implicit: bool) -> u128 {
-    Part::new(Kind::Lease).number(id).number(ttl_ms.cast_signed()).number(i64::from(implicit)).finish()
+pub(crate) fn lease(id: LeaseId, lease: &Lease) -> u128 {
+    let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease;
+    let (name, metadata) = match label.as_deref() {
+        Some(LeaseLabel { name, metadata }) => (name.as_deref(), metadata.as_deref()),
+        None => (None, None),
+    };
+    Part::new(Kind::Lease)
+        .number(id)
+        .number(ttl_ms.cast_signed())
+        .number(i64::from(*implicit))
+        .number(remaining_ms.map_or(-1, u64::cast_signed))
+        .number(generation.cast_signed())
+        .number(i64::from(name.is_some()))
+        .field(name.unwrap_or_default().as_bytes())
+        .number(i64::from(metadata.is_some()))
+        .field(metadata.unwrap_or_default())
+        .finish()
 }
 
 pub(crate) fn attachment(id: LeaseId, key: &[u8]) -> u128 {
@@ -133,10 +149,11 @@ mod tests {
     #[test]
     fn what_is_added_and_removed_leaves_no_trace() {
         let mut sum = Sum::default();
-        sum.add(lease(7, 1000, false));
+        let one = Lease { ttl_ms: 1000, remaining_ms: None, generation: 1, label: None, implicit: false };
+        sum.add(lease(7, &one));
         sum.add(attachment(7, b"a"));
         assert_ne!(sum, Sum::default());
-        sum.remove(lease(7, 1000, false));
+        sum.remove(lease(7, &one));
         sum.remove(attachment(7, b"a"));
         assert_eq!(sum, Sum::default());
     }

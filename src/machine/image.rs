@@ -2,15 +2,15 @@
 //!
 //! A header, the small tables in bounded blocks, every readable version in revision order, and an
 //! end with counts and the state hash. Invariants: taking an image is O(1) and does not hold up
-//! applies; what it needs stays in the block store until it is dropped; the stream depends on logical
-//! state only, not on what has been trimmed.
+//! applies; what it needs stays in the block store until it is dropped; which records it holds
+//! depends on logical state only, not on what has been trimmed (how they are packed does).
 
-use super::root::{Lease, Numbers, Root};
+use super::root::{Lease, Numbers, Root, label_bytes};
 use super::timeline::Timeline;
 use super::writer::Machine;
-use crate::model::{Fault, LeaseId, LogPosition, Revision, codec};
-use crate::storage::blocks::Pin;
-use crate::storage::record::{Record, encode_block};
+use crate::model::{Fault, LeaseId, LeaseLabel, LogPosition, Revision, codec, limits};
+use crate::storage::blocks::{Pin, WalkedBlock, WalkedContent, after};
+use crate::storage::record::{Block, Record, encode_block};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -18,16 +18,17 @@ use std::sync::Arc;
 
 /// What a block holds; its first byte.
 pub(super) const HEADER: u8 = 1;
-pub(super) const LEASES: u8 = 2;
 pub(super) const ATTACHMENTS: u8 = 3;
 pub(super) const IDEMPOTENCY: u8 = 4;
-pub(super) const RECORDS: u8 = 5;
 pub(super) const END: u8 = 6;
+/// Blocks of the block store, each behind its length.
+pub(super) const RECORDS: u8 = 8;
+/// 2 were leases before they had generations, in no release.
+pub(super) const LEASES: u8 = 7;
 
 /// Blocks aim at this many bytes; one huge record may take a block of its own.
 const BLOCK_BYTES: usize = 256 << 10;
 const ENTRY_OVERHEAD_BYTES: usize = 64;
-const WALK_RECORDS: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
@@ -36,6 +37,28 @@ pub(super) struct Header {
     pub(super) membership: Option<(Option<LogPosition>, Bytes)>,
     pub(super) timeline: Timeline,
     pub(super) idempotency_next: u64,
+    pub(super) lease_starts: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PortableLease {
+    pub(super) id: LeaseId,
+    pub(super) ttl_ms: u64,
+    pub(super) remaining_ms: Option<u64>,
+    pub(super) generation: u64,
+    pub(super) label: Option<LeaseLabel>,
+    pub(super) implicit: bool,
+}
+
+impl PortableLease {
+    fn of((id, lease): (&LeaseId, &Lease)) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
+        Self { id: *id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
+    }
+
+    fn size(&self) -> usize {
+        self.label.as_ref().map_or(0, |label| usize::try_from(label_bytes(label)).unwrap_or(0))
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,12 +125,13 @@ impl Image {
             membership: root.membership.clone(),
             timeline: root.timeline.clone(),
             idempotency_next: root.idempotency.next_sequence(),
+            lease_starts: root.lease_starts,
         };
         emit(&block(HEADER, &header)?)?;
-        let leases = root.leases.iter().map(|(id, lease)| (*id, *lease));
+        let leases = root.leases.iter().map(PortableLease::of);
         let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
         let end = End {
-            leases: table(LEASES, leases, |_: &(LeaseId, Lease)| 0, emit)?,
+            leases: table(LEASES, leases, PortableLease::size, emit)?,
             attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,
             idempotency: table(IDEMPOTENCY, root.idempotency.iter(), super::idempotency::Portable::size, emit)?,
             records: self.write_records(emit)?,
@@ -116,49 +140,98 @@ impl Image {
         emit(&block(END, &end)?)
     }
 
+    /// The block store's blocks go into the image as they are, but for those at or below the
+    /// compacted revision, whose unreadable records are left out.
     fn write_records(&self, emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<u64, Fault> {
-        let root = &*self.root;
-        let Numbers { revision, compacted, .. } = root.numbers;
-        let mut gathered: Vec<Arc<Record>> = Vec::new();
-        let mut bytes = 0;
-        let mut count = 0;
-        let mut next = 0;
-        while next <= revision {
-            let walked = root.values.store.walk(next, WALK_RECORDS)?;
-            let Some(last) = walked.last() else { break };
-            next = last.main + 1;
-            for record in walked {
-                let key = root.index.get(&record.key);
-                // Records newer than the root are not in its index.
-                if !key.is_some_and(|key| key.retains(record.main, record.sub, compacted)) {
-                    continue;
-                }
-                bytes += record.weight();
-                count += 1;
-                gathered.push(record);
-                if bytes >= BLOCK_BYTES {
-                    emit(&records_block(&gathered)?)?;
-                    gathered.clear();
-                    bytes = 0;
-                }
+        let Numbers { revision, compacted, .. } = self.root.numbers;
+        let mut out = Packer { block: vec![RECORDS], readable: Vec::new(), readable_bytes: 0, count: 0, emit };
+        let mut next = (0, 0);
+        while let Some(WalkedBlock { first, last, content }) = self.root.values.store.block_at(next)? {
+            if first.0 > revision {
+                break;
+            }
+            next = after(last);
+            match content {
+                // All that was written after the compacted revision can still be read.
+                WalkedContent::Encoded(block) if first.0 > compacted && last.0 <= revision => out.whole(&block)?,
+                WalkedContent::Encoded(block) => out.some(self, &block.records_from(first)?)?,
+                WalkedContent::Records(records) => out.some(self, &records)?,
             }
         }
-        if !gathered.is_empty() {
-            emit(&records_block(&gathered)?)?;
+        out.finish()
+    }
+
+    fn is_readable(&self, record: &Record) -> bool {
+        let Numbers { revision, compacted, .. } = self.root.numbers;
+        let key = || self.root.index.get(&record.key);
+        record.main <= revision
+            && (record.main > compacted || key().is_some_and(|key| key.retains(record.main, record.sub, compacted)))
+    }
+}
+
+/// Gathers blocks of records into larger ones of the image.
+struct Packer<'a> {
+    block: Vec<u8>,
+    readable: Vec<Arc<Record>>,
+    readable_bytes: usize,
+    count: u64,
+    emit: &'a mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+}
+
+impl Packer<'_> {
+    fn whole(&mut self, block: &Block) -> Result<(), Fault> {
+        self.encode()?;
+        self.count += u64::from(block.count());
+        self.push(block.bytes())
+    }
+
+    fn some(&mut self, image: &Image, records: &[Arc<Record>]) -> Result<(), Fault> {
+        for record in records.iter().filter(|record| image.is_readable(record)) {
+            self.readable_bytes += record.weight();
+            self.count += 1;
+            self.readable.push(record.clone());
+            if self.readable_bytes >= limits::BLOCK_BYTES_TARGET {
+                self.encode()?;
+            }
         }
-        Ok(count)
+        Ok(())
+    }
+
+    fn encode(&mut self) -> Result<(), Fault> {
+        if self.readable.is_empty() {
+            return Ok(());
+        }
+        let block = encode_block(&self.readable)?;
+        self.readable.clear();
+        self.readable_bytes = 0;
+        self.push(&block)
+    }
+
+    fn push(&mut self, block: &[u8]) -> Result<(), Fault> {
+        let length = u32::try_from(block.len()).map_err(|_| Fault::Invariant("a block above 4 GiB".into()))?;
+        self.block.extend_from_slice(&length.to_le_bytes());
+        self.block.extend_from_slice(block);
+        if self.block.len() >= BLOCK_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), Fault> {
+        (self.emit)(&self.block)?;
+        self.block.truncate(1);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<u64, Fault> {
+        self.encode()?;
+        if self.block.len() > 1 {
+            self.flush()?;
+        }
+        Ok(self.count)
     }
 }
 
 fn block<T: Serialize>(kind: u8, content: &T) -> Result<Vec<u8>, Fault> {
     let mut bytes = vec![kind];
     bytes.extend(codec::encode(content)?);
-    Ok(bytes)
-}
-
-fn records_block(records: &[Arc<Record>]) -> Result<Vec<u8>, Fault> {
-    let mut bytes = vec![RECORDS];
-    bytes.extend_from_slice(&encode_block(records)?);
     Ok(bytes)
 }
 

@@ -29,7 +29,7 @@ mod values;
 mod view;
 mod writer;
 
-pub use apply::{Applied, Outcome};
+pub use apply::{Applied, LeaseChange, Outcome};
 pub use authority::{AuthState, Authorized, Need, Request, authorize};
 pub use image::Image;
 pub use validate::validate;

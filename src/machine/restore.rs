@@ -6,19 +6,20 @@
 
 use super::hash;
 use super::idempotency::Portable;
-use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, RECORDS};
-use super::index::{Head, History, Index, KeyRecord};
+use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS};
+use super::index::{Head, History, Index, KeyRecord, Slot};
 use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
 use super::values::Values;
 use super::writer::{ContentTypes, Machine, Options};
 use crate::model::{Fault, LeaseId, codec};
-use crate::storage::blocks::BlockStore;
+use crate::storage::blocks::{BlockStore, EncodedBlock};
 use crate::storage::record::{Block, Place, Record, RecordKind};
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// Blocks of records decoded at once, one thread each.
-const PARALLEL_BLOCKS: usize = 4;
+/// Threads that decode blocks of records, and how many each gets at a time.
+const DECODERS: usize = 4;
+const BLOCKS_EACH: usize = 4;
 
 impl Machine {
     /// The machine of an image, over an empty block store, which is filled.
@@ -31,7 +32,7 @@ impl Machine {
         blocks: impl Iterator<Item = Result<Bytes, Fault>>,
     ) -> Result<Self, Fault> {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        let mut restore = Restore::new(Root::empty(values, options));
+        let mut restore = Restore::new(Root::empty(values, options), options.value_cache_bytes);
         for block in blocks {
             restore.block(&block?)?;
         }
@@ -46,6 +47,10 @@ struct Restore {
     /// Every version as a key of its own: a run sorted by key from each block, the blocks in order.
     versions: Vec<Arc<KeyRecord>>,
     undecoded: Vec<Bytes>,
+    /// Bytes of the records whose values stay in memory, and where that ends. A value's bytes are its
+    /// own: a slice would keep a whole block of the image alive.
+    value_bytes: u64,
+    value_bytes_max: u64,
     last: Place,
     end: Option<End>,
 }
@@ -59,9 +64,11 @@ fn number(count: usize) -> u64 {
 }
 
 impl Restore {
-    fn new(root: Root) -> Self {
+    fn new(root: Root, value_bytes_max: u64) -> Self {
         Self {
             root,
+            value_bytes: 0,
+            value_bytes_max,
             header: None,
             attachments: Vec::new(),
             versions: Vec::new(),
@@ -89,7 +96,7 @@ impl Restore {
                 .try_for_each(|record| self.root.idempotency.restore(record, &mut self.root.sum)),
             RECORDS => {
                 self.undecoded.push(content);
-                if self.undecoded.len() == PARALLEL_BLOCKS { self.records() } else { Ok(()) }
+                if self.undecoded.len() == DECODERS * BLOCKS_EACH { self.records() } else { Ok(()) }
             }
             END => {
                 self.end = Some(codec::decode("the image's end", &content)?);
@@ -113,9 +120,11 @@ impl Restore {
         Ok(())
     }
 
-    fn leases(&mut self, leases: Vec<(LeaseId, Lease)>) -> Result<(), Fault> {
-        for (id, lease) in leases {
-            self.root.sum.add(hash::lease(id, lease.ttl_ms, lease.implicit));
+    fn leases(&mut self, leases: Vec<PortableLease>) -> Result<(), Fault> {
+        for PortableLease { id, ttl_ms, remaining_ms, generation, label, implicit } in leases {
+            let lease = Lease { ttl_ms, remaining_ms, generation, label: label.map(Arc::new), implicit };
+            self.root.sum.add(hash::lease(id, &lease));
+            self.root.lease_bytes += lease.bytes();
             if self.root.leases.insert(id, lease).is_some() {
                 return Err(corrupt("a lease twice"));
             }
@@ -135,26 +144,31 @@ impl Restore {
         Ok(())
     }
 
-    /// Decodes and hashes the blocks that have gathered, in parallel, and stores their records.
+    /// Decodes and hashes the blocks that have gathered, in parallel, and stores them.
     fn records(&mut self) -> Result<(), Fault> {
         let blocks = std::mem::take(&mut self.undecoded);
-        let decoded: Vec<Result<Decoded, Fault>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = blocks.into_iter().map(|block| scope.spawn(move || decode(block))).collect();
+        let with_values = self.value_bytes < self.value_bytes_max;
+        let share = blocks.len().div_ceil(DECODERS).max(1);
+        let decoded: Vec<Result<Vec<Decoded>, Fault>> = std::thread::scope(|scope| {
+            let decode_all = |blocks: &[Bytes]| blocks.iter().map(|block| decode(block, with_values)).collect();
+            let workers: Vec<_> = blocks.chunks(share).map(|blocks| scope.spawn(move || decode_all(blocks))).collect();
             let joined = workers.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
             });
             joined.collect()
         });
-        for block in decoded {
-            let Decoded { records, versions } = block?;
-            let (Some(first), Some(last)) = (records.first(), records.last()) else { continue };
-            if first.place() <= self.last {
-                return Err(corrupt("records out of order"));
+        for part in decoded {
+            for Decoded { blocks, versions, value_bytes } in part? {
+                for (first, last) in blocks.iter().filter_map(EncodedBlock::span) {
+                    if first <= self.last {
+                        return Err(corrupt("records out of order"));
+                    }
+                    self.last = last;
+                }
+                self.value_bytes += value_bytes;
+                self.root.values.store.append_encoded(blocks)?;
+                self.versions.extend(versions);
             }
-            self.last = last.place();
-            records.iter().filter(|record| record.kind == RecordKind::Put).for_each(|put| self.root.values.keep(put));
-            self.root.values.store.append(records)?;
-            self.versions.extend(versions);
         }
         Ok(())
     }
@@ -170,6 +184,7 @@ impl Restore {
         root.index = index;
         root.timeline = header.timeline;
         root.idempotency.restore_sequence(header.idempotency_next);
+        root.lease_starts = header.lease_starts;
         let live_bytes = root.numbers.live_bytes;
         root.numbers = header.numbers;
         root.applied = header.applied;
@@ -204,7 +219,6 @@ impl Restore {
                 if place.main == next.head.main {
                     return Err(corrupt("a key written twice at one revision"));
                 }
-                self.root.values.forget(place.main, place.sub);
                 older.push(place);
                 newest = next;
             }
@@ -226,6 +240,7 @@ impl Restore {
     }
 
     fn count(&mut self, key: &KeyRecord) {
+        self.root.values.adopt(key);
         if key.head.is_live() {
             self.root.sum.add(hash::join(key.head.hash));
             let value = usize::try_from(key.head.value_size).unwrap_or(usize::MAX);
@@ -234,37 +249,53 @@ impl Restore {
     }
 }
 
-/// The records of a block in order, and each as a key of its own, sorted by key.
+/// The blocks of records in one block of the image, and each record as a key of its own, sorted by key.
+#[derive(Default)]
 struct Decoded {
-    records: Vec<Arc<Record>>,
+    blocks: Vec<EncodedBlock>,
     versions: Vec<Arc<KeyRecord>>,
+    /// Of the values that stay in memory.
+    value_bytes: u64,
 }
 
-fn decode(block: Bytes) -> Result<Decoded, Fault> {
-    let block = Block::open(block)?;
-    let mut decoded = Decoded { records: Vec::new(), versions: Vec::new() };
+fn decode(block: &Bytes, with_values: bool) -> Result<Decoded, Fault> {
+    let mut decoded = Decoded::default();
     let mut content_types = ContentTypes::default();
-    let mut sound = true;
-    block.for_each(|record| {
-        let hash = hash::record(&record);
-        // Its bytes must not keep the whole block in memory.
-        let mut record = record.detached();
-        record.content_type = record.content_type.map(|declared| content_types.shared(&declared));
-        match version(&record, hash) {
-            Some(version) => decoded.versions.push(Arc::new(version)),
-            None => sound = false,
+    let mut rest = block.clone();
+    while !rest.is_empty() {
+        let inner = split_block(&mut rest).ok_or_else(|| corrupt("a block is cut short"))?;
+        let block = Block::open(inner.clone())?;
+        let mut encoded = EncodedBlock::new(inner);
+        let mut sound = true;
+        block.for_each(|mut record| {
+            encoded.note(&record);
+            let hash = hash::record(&record);
+            record.content_type = record.content_type.map(|declared| content_types.shared(&declared));
+            match version(&record, hash, with_values) {
+                Some(version) => decoded.versions.push(Arc::new(version)),
+                None => sound = false,
+            }
+            if with_values {
+                decoded.value_bytes += number(record.weight());
+            }
+        })?;
+        if !sound {
+            return Err(corrupt("a record that contradicts itself"));
         }
-        decoded.records.push(Arc::new(record));
-    })?;
-    if !sound {
-        return Err(corrupt("a record that contradicts itself"));
+        decoded.blocks.push(encoded);
     }
     // Stable: a key's versions stay in revision order.
     decoded.versions.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(decoded)
 }
 
-fn version(record: &Record, hash: u128) -> Option<KeyRecord> {
+fn split_block(rest: &mut Bytes) -> Option<Bytes> {
+    let length = u32::from_le_bytes(*rest.first_chunk()?);
+    let end = usize::try_from(length).ok()?.checked_add(4).filter(|end| *end <= rest.len())?;
+    Some(rest.split_to(end).slice(4..))
+}
+
+fn version(record: &Record, hash: u128, with_value: bool) -> Option<KeyRecord> {
     let head = Head {
         main: record.main,
         create: record.create_revision,
@@ -276,5 +307,7 @@ fn version(record: &Record, hash: u128) -> Option<KeyRecord> {
         sub: record.sub,
     };
     let is_sound = head.is_live() == (record.kind == RecordKind::Put) && !record.key.is_empty();
-    is_sound.then(|| KeyRecord { key: record.key.clone(), head, history: History::None })
+    let slot =
+        if with_value && head.is_live() { Slot::full(Bytes::copy_from_slice(&record.value)) } else { Slot::default() };
+    is_sound.then(|| KeyRecord { key: Bytes::copy_from_slice(&record.key), head, history: History::None, slot })
 }

@@ -11,7 +11,7 @@ use super::index::Index;
 use super::timeline::Timeline;
 use super::values::Values;
 use super::writer::Options;
-use crate::model::{LeaseId, LogPosition, Revision};
+use crate::model::{LeaseId, LeaseLabel, LogPosition, Revision};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
@@ -26,6 +26,10 @@ pub(crate) const FEATURE_LEVEL_MAX: u32 = 1;
 pub(crate) struct Root {
     pub(crate) index: Index,
     pub(crate) leases: OrdMap<LeaseId, Lease>,
+    /// Of all leases, what they count for in the quota.
+    pub(crate) lease_bytes: u64,
+    /// How often a lease has been started in this store: each gets its own generation.
+    pub(crate) lease_starts: u64,
     /// Which keys hang on a lease; the other direction is in each key's `Head`.
     pub(crate) attached: OrdSet<(LeaseId, Bytes)>,
     pub(crate) idempotency: idempotency::Table,
@@ -41,11 +45,29 @@ pub(crate) struct Root {
     pub(crate) values: Arc<Values>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub(crate) ttl_ms: u64,
+    /// What was left when it was checkpointed last, if it was not started again since.
+    pub(crate) remaining_ms: Option<u64>,
+    /// Which start of a lease, of all there were in this store, was its last.
+    pub(crate) generation: u64,
+    pub(crate) label: Option<Arc<LeaseLabel>>,
     /// Granted for one key by a put with a TTL; it ends with its last attachment.
     pub(crate) implicit: bool,
+}
+
+impl Lease {
+    /// What it counts for in the quota.
+    pub(crate) fn bytes(&self) -> u64 {
+        LEASE_BYTES + self.label.as_ref().map_or(0, |label| label_bytes(label))
+    }
+}
+
+pub(crate) fn label_bytes(label: &LeaseLabel) -> u64 {
+    let name = label.name.as_ref().map_or(0, String::len);
+    let metadata = label.metadata.as_ref().map_or(0, Bytes::len);
+    u64::try_from(name + metadata).unwrap_or(u64::MAX / 256)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +98,8 @@ impl Root {
         Self {
             index: Index::default(),
             leases: OrdMap::new(),
+            lease_bytes: 0,
+            lease_starts: 0,
             attached: OrdSet::new(),
             idempotency: idempotency::Table::new(options.idempotency_records_max),
             timeline: Timeline::default(),
@@ -98,8 +122,7 @@ impl Root {
 
     /// Logical bytes that count for the quota.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let leases = u64::try_from(self.leases.len()).unwrap_or(u64::MAX / 256) * LEASE_BYTES;
-        self.numbers.live_bytes + self.timeline.bytes() + self.idempotency.bytes() + leases
+        self.numbers.live_bytes + self.timeline.bytes() + self.idempotency.bytes() + self.lease_bytes
     }
 
     pub(crate) fn state_hash(&self) -> u128 {
@@ -111,6 +134,7 @@ impl Root {
             u64::from(numbers.feature_level),
             numbers.quota_bytes,
             self.timeline.bytes(),
+            self.lease_starts,
         ])
     }
 }

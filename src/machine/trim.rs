@@ -1,11 +1,11 @@
 //! Removing what compaction made unreadable, in bounded steps between batches.
 //!
 //! First the index: the stored records above the last step and up to the compacted revision name
-//! the keys that changed, and each loses the versions that can't be read any more. Then, once no
+//! the keys that changed, and each loses the versions that can't be read any more; deletes at the
+//! compacted revision itself stay until the next compaction, since its events are still told. Then, once no
 //! reader holds a root from before that, the block store.
 //! Invariants: no answer and no hash depends on how far this has come.
 
-use super::index::{History, KeyRecord};
 use super::writer::Machine;
 use crate::model::{Fault, Revision};
 use crate::storage::record::Record;
@@ -44,7 +44,12 @@ impl Machine {
 
     fn trim_index(&mut self, budget: usize) -> Result<(), Fault> {
         let compacted = self.root.numbers.compacted;
-        let records = self.values.store.walk(self.root.trimmed + 1, budget)?;
+        // The deletes at the revision of the compaction before were kept for its events.
+        let before = self.root.trimmed;
+        for record in self.values.store.walk(before, 1)?.iter().filter(|record| record.main == before) {
+            self.trim_key(&record.key, record.main);
+        }
+        let records = self.values.store.walk(before + 1, budget)?;
         let within = records.partition_point(|record| record.main <= compacted);
         for record in &records[..within] {
             self.trim_key(&record.key, record.main);
@@ -58,21 +63,25 @@ impl Machine {
     /// Removes what a key's write at `main` made unreadable once that is compacted: as a rule the one
     /// version before it, so that a step over a hot key's records is not longer than others.
     fn trim_key(&mut self, key: &[u8], main: Revision) {
+        // What was written at `main` may go too, unless that is the compacted revision itself.
+        let upto = self.root.numbers.compacted.min(main + 1);
         let index = &mut self.root.index;
         let Some(record) = index.get(key).cloned() else { return };
-        let gone = record.expendable(main);
-        let whole = record.head.main <= main && !record.head.is_live();
+        let gone = record.expendable(upto);
+        let whole = record.head.main < upto && !record.head.is_live();
         for at in 0..gone {
             let place = record.history.get(at);
             self.values.store.note_dead(place.main, place.sub);
-            self.values.forget(place.main, place.sub);
+            self.values.forget_former(place);
         }
         if whole {
             self.values.store.note_dead(record.head.main, record.head.sub);
             index.remove(key);
         } else if gone > 0 {
-            let history: History = record.history.without_oldest(gone);
-            index.insert(Arc::new(KeyRecord { key: record.key.clone(), head: record.head.clone(), history }));
+            let trimmed = Arc::new(record.with_history(record.history.without_oldest(gone)));
+            self.values.adopt(&trimmed);
+            index.insert(trimmed);
+            self.values.release(&record);
         }
     }
 }

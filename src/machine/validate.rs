@@ -1,7 +1,7 @@
 //! What is wrong with a command whatever the state: decided before it is proposed, and again in apply.
 
 use crate::model::failure::TooMany;
-use crate::model::{Command, KeyRange, LeaseChoice, LeaseId, Op, Rejection, Txn, limits};
+use crate::model::{Command, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -24,7 +24,19 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
             Ok(())
         }
         Command::LeaseGrant { id, ttl_ms } => lease(*id, *ttl_ms),
+        Command::LeaseGrantLabelled { id, ttl_ms, label } => {
+            lease(*id, *ttl_ms)?;
+            labelled(label)
+        }
+        Command::LeaseExpire { leases, .. } => lease_count(leases.len()),
+        Command::LeaseCheckpoint { leases, .. } => lease_count(leases.len()),
+        Command::TtlSet { key, id, ttl_ms } => {
+            written_key(key)?;
+            lease(*id, *ttl_ms)
+        }
+        Command::TtlClear { key } => written_key(key),
         Command::LeaseRevoke { .. }
+        | Command::LeaseRenew { .. }
         | Command::Compact { .. }
         | Command::RaiseFeatureLevel { .. }
         | Command::SetQuota { .. } => Ok(()),
@@ -97,6 +109,26 @@ fn choice(choice: LeaseChoice) -> Result<(), Rejection> {
         LeaseChoice::Implicit { id, ttl_ms } => lease(id, ttl_ms),
         LeaseChoice::Detach | LeaseChoice::Keep | LeaseChoice::Attach(_) => Ok(()),
     }
+}
+
+fn labelled(label: &LeaseLabel) -> Result<(), Rejection> {
+    if let Some(name) = &label.name
+        && (name.is_empty() || name.len() > limits::LEASE_NAME_BYTES_MAX || name.chars().any(char::is_control))
+    {
+        let limit = limits::LEASE_NAME_BYTES_MAX;
+        return Err(invalid("name", format!("a name has 1 to {limit} bytes and no control characters")));
+    }
+    let metadata = label.metadata.as_ref().map_or(0, Bytes::len);
+    if metadata > limits::LEASE_METADATA_BYTES_MAX {
+        let number = |count| u64::try_from(count).unwrap_or(u64::MAX);
+        return Err(Rejection::TooLarge { bytes: number(metadata), limit: number(limits::LEASE_METADATA_BYTES_MAX) });
+    }
+    Ok(())
+}
+
+fn lease_count(count: usize) -> Result<(), Rejection> {
+    let limit = limits::LEASE_BATCH_MAX;
+    if count > limit { Err(invalid("leases", format!("more than {limit}"))) } else { Ok(()) }
 }
 
 fn lease(id: LeaseId, ttl_ms: u64) -> Result<(), Rejection> {

@@ -1,89 +1,122 @@
-//! Records by place: the cache of current values, in front of the block store.
+//! Values in memory, in front of the block store: how many bytes, which go, and the former ones.
 //!
-//! Invariants: the cache holds only what the block store holds or will hold when the batch under way
-//! has been appended; losing an entry costs time, never an answer. Records that were superseded stay
-//! a while, for watchers that ask for the former value, and are then dropped by name.
+//! Newest values lie in the index itself (`Slot`), under a byte budget that is kept by a clock hand
+//! that sweeps over the keys. Keys that were superseded are kept a while, for watchers that ask for
+//! the former value. Invariant: all of this is what the block store holds or will hold when the batch
+//! under way has been appended; losing it costs time, never an answer.
 
-use crate::model::{Fault, Revision};
+use super::index::{Direction, Index, KeyRecord, Place};
+use crate::model::{KeyRange, Revision};
 use crate::storage::blocks::BlockStore;
-use crate::storage::record::Record;
+use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a cached record takes beside its key, value and content type.
-const RECORD_OVERHEAD_BYTES: u64 = 256;
-/// Superseded records kept in the cache, and the bytes they may take.
-const FADING_MAX: usize = 16_384;
-const FADING_BYTES_MAX: u64 = 16 << 20;
+/// What a superseded key in memory takes beside its name and value.
+const FORMER_OVERHEAD_BYTES: u64 = 256;
+const FORMER_BYTES_MAX: u64 = 16 << 20;
+/// Keys that the hand passes after one batch, at most: enough that a batch of the largest size is
+/// made up for by values of the smallest.
+const SWEEP_KEYS_MAX: usize = 16 << 10;
 
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<(Revision, u32), Arc<Record>> for ByBytes {
-    fn weight(&self, _: &(Revision, u32), record: &Arc<Record>) -> u64 {
-        cost(record)
+impl Weighter<(Revision, u32), Arc<KeyRecord>> for ByBytes {
+    fn weight(&self, _: &(Revision, u32), key: &Arc<KeyRecord>) -> u64 {
+        let name = u64::try_from(key.key.len()).unwrap_or(u64::MAX / 4);
+        FORMER_OVERHEAD_BYTES + name + u64::from(key.head.value_size)
     }
-}
-
-fn cost(record: &Record) -> u64 {
-    RECORD_OVERHEAD_BYTES + u64::try_from(record.weight()).unwrap_or(u64::MAX / 2)
 }
 
 #[derive(Debug)]
 pub(crate) struct Values {
     pub(crate) store: Arc<BlockStore>,
-    cache: Cache<(Revision, u32), Arc<Record>, ByBytes>,
+    budget: u64,
+    /// What the slots of the newest index hold.
+    held: AtomicU64,
+    former: Cache<(Revision, u32), Arc<KeyRecord>, ByBytes>,
 }
 
 impl Values {
-    pub(crate) fn new(store: Arc<BlockStore>, cache_bytes: u64) -> Self {
-        let records = usize::try_from(cache_bytes / (2 * RECORD_OVERHEAD_BYTES)).unwrap_or(usize::MAX);
-        Self { store, cache: Cache::with_weighter(records, cache_bytes, ByBytes) }
+    pub(crate) fn new(store: Arc<BlockStore>, budget: u64) -> Self {
+        let former = usize::try_from(FORMER_BYTES_MAX / (2 * FORMER_OVERHEAD_BYTES)).unwrap_or(usize::MAX);
+        Self { store, budget, held: AtomicU64::new(0), former: Cache::with_weighter(former, FORMER_BYTES_MAX, ByBytes) }
     }
 
-    pub(crate) fn keep(&self, record: &Arc<Record>) {
-        self.cache.insert(record.place(), record.clone());
+    /// The key is in the newest index from now on.
+    pub(crate) fn adopt(&self, key: &KeyRecord) {
+        self.note(key.slot.count(true));
     }
 
-    pub(crate) fn forget(&self, main: Revision, sub: u32) {
-        self.cache.remove(&(main, sub));
+    /// The key has left the newest index.
+    pub(crate) fn release(&self, key: &KeyRecord) {
+        self.note(key.slot.count(false));
     }
 
-    /// The record at a place; `current` ones are kept for the next reader. `None`: it was trimmed.
-    pub(crate) fn get(&self, main: Revision, sub: u32, current: bool) -> Result<Option<Arc<Record>>, Fault> {
-        if let Some(record) = self.cache.get(&(main, sub)) {
-            return Ok(Some(record));
-        }
-        let record = self.store.get(main, sub)?;
-        if let Some(record) = record.as_ref().filter(|_| current) {
-            self.keep(record);
-        }
-        Ok(record)
+    /// A value that was read from the store. Its bytes are copied: they must not keep a block alive.
+    pub(crate) fn fill(&self, key: &KeyRecord, value: &Bytes) {
+        self.note(key.slot.fill(Bytes::copy_from_slice(value)));
     }
 
-    pub(crate) fn cached_bytes(&self) -> u64 {
-        self.cache.weight()
+    fn note(&self, change: super::index::Change) {
+        // Each slot's share is exact, so the sum can't fall below zero for longer than another
+        // thread takes between two instructions.
+        self.held.fetch_add(change.added.wrapping_sub(change.removed), Ordering::Relaxed);
+    }
+
+    /// Keeps a superseded version at hand.
+    pub(crate) fn keep_former(&self, key: Arc<KeyRecord>) {
+        self.former.insert((key.head.main, key.head.sub), key);
+    }
+
+    pub(crate) fn former(&self, main: Revision, sub: u32) -> Option<Arc<KeyRecord>> {
+        self.former.get(&(main, sub))
+    }
+
+    pub(crate) fn forget_former(&self, place: Place) {
+        self.former.remove(&(place.main, place.sub));
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.held_bytes() < self.budget
+    }
+
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let held = self.held.load(Ordering::Relaxed);
+        if held > u64::MAX / 2 { 0 } else { held }
     }
 }
 
-/// Superseded records that are still cached, oldest first.
+/// The clock hand: where the next sweep begins.
 #[derive(Debug, Default)]
-pub(crate) struct Fading {
-    places: VecDeque<(Revision, u32, u64)>,
-    bytes: u64,
-}
+pub(crate) struct Hand(Bytes);
 
-impl Fading {
-    pub(crate) fn push(&mut self, values: &Values, main: Revision, sub: u32, bytes: u64) {
-        let bytes = bytes + RECORD_OVERHEAD_BYTES;
-        self.places.push_back((main, sub, bytes));
-        self.bytes += bytes;
-        while self.places.len() > FADING_MAX || self.bytes > FADING_BYTES_MAX {
-            let Some((main, sub, bytes)) = self.places.pop_front() else { return };
-            values.forget(main, sub);
-            self.bytes -= bytes;
+impl Hand {
+    /// Evicts values until the budget is kept, or for as many keys as one batch may take.
+    pub(crate) fn sweep(&mut self, values: &Values, index: &Index) {
+        let mut left = SWEEP_KEYS_MAX;
+        while left > 0 && !values.has_room() {
+            let rest = KeyRange { start: self.0.clone(), end: None };
+            let mut last = None;
+            for key in index.iter(&rest, Direction::Forward, 0).take(left) {
+                values.note(key.slot.evict());
+                left -= 1;
+                last = Some(&key.key);
+                if values.has_room() {
+                    break;
+                }
+            }
+            self.0 = last.filter(|_| values.has_room() || left == 0).map_or_else(Bytes::new, |key| after(key));
+            if last.is_none() && index.entries() == 0 {
+                return;
+            }
         }
     }
+}
+
+fn after(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
 }

@@ -6,11 +6,11 @@
 
 use super::authority::{Authorized, Request, authorize};
 use super::read::{self, Source};
-use super::root::{Published, Root};
+use super::root::{Lease, Published, Root};
 use crate::model::event::PrevRef;
 use crate::model::{
-    Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, ListOp, ListPage, LogPosition, RangeOp,
-    RangeReply, Rejection, Revision, RevisionEvents,
+    Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp, ListPage, LogPosition,
+    RangeOp, RangeReply, Rejection, Revision, RevisionEvents,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -64,12 +64,24 @@ pub struct Stats {
     pub cached_value_bytes: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseInfo {
     pub id: LeaseId,
     pub ttl_ms: u64,
     /// Granted by a put with a TTL, for its key.
     pub implicit: bool,
+    /// What was left at the last checkpoint, if it was not started again since.
+    pub checkpoint_ms: Option<u64>,
+    /// Another after each grant, logged renewal or new TTL.
+    pub generation: u64,
+    pub label: Option<Arc<LeaseLabel>>,
+}
+
+impl LeaseInfo {
+    fn of(id: LeaseId, lease: &Lease) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
+        Self { id, ttl_ms, implicit, checkpoint_ms: remaining_ms, generation, label }
+    }
 }
 
 impl View {
@@ -165,7 +177,7 @@ impl View {
     /// newest revision.
     ///
     /// # Errors
-    /// `Compacted` if `from` is not above the compacted revision; a broken store is a fault.
+    /// `Compacted` if `from` is below the compacted revision; a broken store is a fault.
     pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
         Ok(self.source().events(from, max_records)?)
     }
@@ -175,7 +187,12 @@ impl View {
     /// # Errors
     /// `Compacted` if the version was removed meanwhile.
     pub fn record(&self, prev: PrevRef) -> Result<KeyValue, Failure> {
-        if let Some(record) = self.root.values.get(prev.main, prev.sub, false)? {
+        if let Some(key) = self.root.values.former(prev.main, prev.sub)
+            && let Some(value) = key.slot.get()
+        {
+            return Ok(read::newest(&key, value));
+        }
+        if let Some(record) = self.root.values.store.get(prev.main, prev.sub)? {
             return Ok(read::key_value(&record, false));
         }
         let numbers = self.root.numbers;
@@ -192,14 +209,20 @@ impl View {
 
     #[must_use]
     pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
-        self.root.leases.get(&id).map(|lease| LeaseInfo { id, ttl_ms: lease.ttl_ms, implicit: lease.implicit })
+        self.root.leases.get(&id).map(|lease| LeaseInfo::of(id, lease))
     }
 
     /// Leases with ids from `from` on.
     #[must_use]
     pub fn leases(&self, from: LeaseId, limit: usize) -> Vec<LeaseInfo> {
         let leases = self.root.leases.range(from..).take(limit);
-        leases.map(|(id, lease)| LeaseInfo { id: *id, ttl_ms: lease.ttl_ms, implicit: lease.implicit }).collect()
+        leases.map(|(id, lease)| LeaseInfo::of(*id, lease)).collect()
+    }
+
+    /// How many keys are attached to a lease, counted up to `limit`.
+    #[must_use]
+    pub fn attached_count(&self, id: LeaseId, limit: usize) -> usize {
+        self.root.attached.range((id, Bytes::new())..).take_while(|(of, _)| *of == id).take(limit).count()
     }
 
     /// Keys attached to a lease, in order, those that the caller may read.
@@ -226,7 +249,7 @@ impl View {
             retained_bytes: root.timeline.bytes(),
             used_bytes: root.used_bytes(),
             quota_bytes: root.numbers.quota_bytes,
-            cached_value_bytes: root.values.cached_bytes(),
+            cached_value_bytes: root.values.held_bytes(),
         }
     }
 }

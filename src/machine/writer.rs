@@ -1,8 +1,8 @@
 //! The single writer: owns the working state, publishes it after every batch.
 
-use super::apply::{Applied, Outcome};
+use super::apply::{Applied, LeaseChange, Outcome};
 use super::root::{Published, Root};
-use super::values::{Fading, Values};
+use super::values::{Hand, Values};
 use super::view::Reader;
 use crate::model::{Batch, Fault, LogPosition, limits};
 use crate::storage::blocks::BlockStore;
@@ -38,7 +38,11 @@ pub struct Machine {
     pub(super) values: Arc<Values>,
     /// Records of the batch under way, not yet in the block store.
     pub(super) pending: Vec<Arc<Record>>,
-    pub(super) fading: Fading,
+    pub(super) hand: Hand,
+    /// What the batch under way did to leases, in order.
+    pub(super) lease_changes: Vec<LeaseChange>,
+    /// The term of the entry under way.
+    pub(super) term: u64,
     pub(super) content_types: ContentTypes,
     /// Revisions up to here have been through the block store's trim.
     pub(super) store_trimmed: crate::model::Revision,
@@ -63,7 +67,9 @@ impl Machine {
             published: Arc::new(Published::new(root.clone())),
             values: root.values.clone(),
             pending: Vec::new(),
-            fading: Fading::default(),
+            hand: Hand::default(),
+            lease_changes: Vec::new(),
+            term: 0,
             content_types: ContentTypes::default(),
             store_trimmed: root.trimmed,
             root,
@@ -76,14 +82,21 @@ impl Machine {
     /// Only faults; what is wrong with a single proposal is its outcome.
     pub fn apply(&mut self, at: LogPosition, batch: &Batch) -> Result<Applied, Fault> {
         self.root.numbers.now_ms = self.root.numbers.now_ms.max(batch.proposed_at_ms);
-        let mut applied =
-            Applied { outcomes: Vec::with_capacity(batch.proposals.len()), events: Vec::new(), revision: 0 };
+        self.term = at.term;
+        let mut applied = Applied {
+            outcomes: Vec::with_capacity(batch.proposals.len()),
+            events: Vec::new(),
+            leases: Vec::new(),
+            revision: 0,
+        };
         for proposal in &batch.proposals {
             let outcome: Outcome = self.apply_proposal(proposal, &mut applied.events)?;
             applied.outcomes.push(outcome);
         }
         applied.revision = self.root.numbers.revision;
+        applied.leases = std::mem::take(&mut self.lease_changes);
         self.values.store.append(std::mem::take(&mut self.pending))?;
+        self.hand.sweep(&self.values, &self.root.index);
         self.advance(at)?;
         Ok(applied)
     }

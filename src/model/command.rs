@@ -51,6 +51,58 @@ pub enum Command {
         id: LeaseId,
         reason: super::DeleteReason,
     },
+    /// A grant with what people call the lease and what they note with it.
+    LeaseGrantLabelled {
+        id: LeaseId,
+        ttl_ms: u64,
+        label: LeaseLabel,
+    },
+    /// The leader found these leases run out. Refused unless `term` is the entry's own, so a former
+    /// leader ends nothing; a lease that was started again meanwhile is passed over.
+    LeaseExpire {
+        term: u64,
+        leases: Vec<LeaseStart>,
+    },
+    /// What is left of long leases, for the next leader. Refused and passed over like `LeaseExpire`.
+    LeaseCheckpoint {
+        term: u64,
+        leases: Vec<LeaseRemaining>,
+    },
+    /// The first renewal after a checkpoint: the next leader must not go by the checkpoint.
+    LeaseRenew {
+        id: LeaseId,
+    },
+    /// Gives an existing key a TTL, or starts the one it has again, without a revision. `id` is for a
+    /// new implicit lease.
+    TtlSet {
+        key: Bytes,
+        id: LeaseId,
+        ttl_ms: u64,
+    },
+    /// Takes a key off its lease, without a revision.
+    TtlClear {
+        key: Bytes,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseLabel {
+    pub name: Option<String>,
+    /// The text of a JSON object.
+    pub metadata: Option<Bytes>,
+}
+
+/// A lease as it was started: `generation` is another after each grant, logged renewal or new TTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStart {
+    pub id: LeaseId,
+    pub generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRemaining {
+    pub start: LeaseStart,
+    pub remaining_ms: u64,
 }
 
 /// Compares are evaluated before any write; then one of the branches runs, atomically, at one revision.

@@ -53,6 +53,10 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("this member's disk does not answer")]
+    DiskStalled,
+    #[error("as many watch streams and waits are open on this member as it allows")]
+    TooManyStreams,
 }
 
 /// Deterministic refusals: part of the replicated answer, or of validation before it.
@@ -98,6 +102,10 @@ pub enum Rejection {
     PermissionDenied,
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
+    #[error("the key is attached to lease {lease:x}, which is not its own")]
+    SharedLease { key: Bytes, lease: LeaseId },
+    #[error("proposed in term {proposed}, applied in term {current}")]
+    StaleTerm { proposed: u64, current: u64 },
     #[error("there is no member {0}")]
     MemberNotFound(String),
     #[error("a member called {0} exists already")]

@@ -83,6 +83,27 @@ impl KeyRange {
     }
 }
 
+/// What the ranges show, each key in exactly one of the answered ones, in key order.
+#[must_use]
+pub fn union(ranges: &[KeyRange]) -> Vec<KeyRange> {
+    let mut parts: Vec<KeyRange> = ranges.iter().flat_map(KeyRange::visible_parts).collect();
+    parts.sort();
+    let mut union: Vec<KeyRange> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match union.last_mut() {
+            // Ranges that only touch stay apart: joined, one from below would hide what one above shows.
+            Some(last) if last.end.as_ref().is_none_or(|end| part.start < *end) => {
+                let further = last.end.is_some() && (part.end.is_none() || part.end > last.end);
+                if further {
+                    last.end = part.end;
+                }
+            }
+            _ => union.push(part),
+        }
+    }
+    union
+}
+
 /// The smallest key above every key with this prefix; `None` if there is none.
 #[must_use]
 pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
@@ -109,6 +130,40 @@ mod tests {
         assert_eq!(KeyRange::prefix("a").single_key(), None);
         assert!(KeyRange::key("a").contains(b"a"));
         assert!(!KeyRange::key("a").contains(b"a\0"));
+    }
+
+    #[test]
+    fn a_union_shows_what_its_parts_show_once() {
+        let range = |start: &'static str, end: &'static str| KeyRange { start: start.into(), end: Some(end.into()) };
+        let ranges = [
+            KeyRange::all(),
+            KeyRange::prefix("a"),
+            KeyRange::key("a"),
+            range("a", "b"),
+            range("b", "c"),
+            range("c", "a"),
+            KeyRange::prefix("_tenure/"),
+            KeyRange::key("_tenure/x"),
+            range("_tenure/x", "b"),
+            KeyRange::prefix("_"),
+        ];
+        let keys =
+            [&b"\0"[..], b"_", b"_tenure/", b"_tenure/x", b"_tenure/y", b"_tenure0", b"a", b"a1", b"b", b"bz", b"c"];
+        for picks in 0..1_u32 << ranges.len() {
+            let picked: Vec<KeyRange> = ranges
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| picks >> at & 1 == 1)
+                .map(|(_, range)| range.clone())
+                .collect();
+            let union = union(&picked);
+            assert!(union.is_sorted());
+            for key in keys {
+                let wanted = usize::from(picked.iter().any(|range| range.shows(key)));
+                let shown = union.iter().filter(|range| range.shows(key)).count();
+                assert_eq!(shown, wanted, "{key:?} in {picked:?}: {union:?}");
+            }
+        }
     }
 
     #[test]

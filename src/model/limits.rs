@@ -69,7 +69,21 @@ pub const TIMEOUT_MAX_MS: u64 = 60_000;
 pub const WAIT_MAX_MS: u64 = 600_000;
 /// Events a watch stream holds at once; what follows waits in the ring below, then in history.
 pub const WATCH_QUEUE_EVENTS_MAX: usize = 1_000;
-pub const WATCH_QUEUE_BYTES_MAX: usize = 1 << 20;
+/// At least one revision is held, whatever its size.
+pub const WATCH_QUEUE_BYTES_MAX: usize = 64 << 10;
+/// Bytes handed to watch streams and not yet taken by their readers, on one member; a stream that
+/// gets no share in time ends with `throttled`, to be resumed.
+pub const WATCH_BUFFERED_BYTES_MAX: usize = 256 << 20;
+/// Bytes of one page of the listing that a watch begins with.
+pub const WATCH_PAGE_BYTES_MAX: usize = 256 << 10;
+/// How often a watch stream may say that it is alive.
+pub const BOOKMARK_MIN_MS: u64 = 1_000;
+pub const BOOKMARK_MAX_MS: u64 = 300_000;
+pub const BOOKMARK_DEFAULT_MS: u64 = 5_000;
+/// Events of one long-poll answer by default, and at most; its bytes. Whole revisions: the last may pass them.
+pub const WATCH_POLL_EVENTS_DEFAULT: u64 = 1_000;
+pub const WATCH_POLL_EVENTS_MAX: u64 = 10_000;
+pub const WATCH_POLL_BYTES_MAX: usize = 4 << 20;
 /// Recent events kept in memory for watchers that lag a little.
 pub const WATCH_RING_BYTES_MAX: usize = 32 << 20;
 /// Reads of history for lagging watchers at the same time; more wait.
@@ -80,6 +94,15 @@ pub const WATCH_STREAMS_MAX: usize = 100_000;
 /// Lease TTL: the machine's own minimum, and REST's maximum.
 pub const LEASE_TTL_MIN_MS: u64 = 1_000;
 pub const LEASE_TTL_MAX_MS: u64 = 365 * 24 * 3_600_000;
+/// A lease's name in bytes, and its metadata as JSON text; longer ones are refused.
+pub const LEASE_NAME_BYTES_MAX: usize = 256;
+pub const LEASE_METADATA_BYTES_MAX: usize = 4096;
+/// Leases, and keys attached to them, that one proposal of the lessor ends or checkpoints; the rest
+/// goes into the next. A single lease may have more keys.
+pub const LEASE_BATCH_MAX: usize = 1000;
+pub const LEASE_BATCH_KEYS_MAX: usize = 4000;
+/// Lease changes applied while a new leader's lessor gathers the leases; at more it gathers again.
+pub const LEASE_JOURNAL_MAX: usize = 65_536;
 /// A declared content type's length in bytes; longer is refused.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
 /// JSON nesting accepted anywhere; deeper is refused. (serde_json's own limit is 128.)

@@ -19,8 +19,8 @@ pub mod reply;
 
 pub use caller::Caller;
 pub use command::{
-    Batch, Command, Compare, CompareOp, CompareTarget, Idempotency, LeaseChoice, Op, Proposal, PutOp, RangeOp,
-    RangeSort, SortOrder, Txn,
+    Batch, Command, Compare, CompareOp, CompareTarget, Idempotency, LeaseChoice, LeaseLabel, LeaseRemaining,
+    LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, SortOrder, Txn,
 };
 pub use event::{DeleteReason, Event, EventKind, RevisionEvents};
 pub use failure::{Failure, Fault, Outcome, Rejection, Why};

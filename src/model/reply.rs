@@ -46,6 +46,25 @@ pub enum Reply {
         succeeded: bool,
         revision: Revision,
     },
+    LeasesExpired {
+        leases: u64,
+        deleted: u64,
+        revision: Revision,
+    },
+    LeasesCheckpointed {
+        leases: u64,
+    },
+    LeaseRenewed {
+        id: LeaseId,
+        ttl_ms: u64,
+        revision: Revision,
+    },
+    /// A key's lease after its TTL was changed; 0 if it has none now.
+    Ttl {
+        lease: LeaseId,
+        ttl_ms: u64,
+        revision: Revision,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use socket2::{SockRef, TcpKeepalive};
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -24,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A tick of the idle watch; see `connection`.
 const TICK: Duration = Duration::from_secs(30);
+/// Keep-alive probes of TCP, for connections on which nothing is said.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection, and resets of streams not yet accepted, before it is cut off.
 const H2_STREAMS_MAX: u32 = 256;
 const H2_RESETS_MAX: usize = 20;
@@ -151,13 +155,11 @@ where
     B: Body<Data = hyper::body::Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let stream = match Security::default().accept(stream).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%error, "connection lost before its first request");
-            return;
-        }
-    };
+    if let Err(error) = prepare(&stream, shared.limits.stall_timeout) {
+        tracing::debug!(%error, "connection lost before its first request");
+        return;
+    }
+    let Ok(stream) = Security::default().accept(stream).await else { return };
     let activity = Arc::new(Activity::default());
     let io = TokioIo::new(Socket::new(stream, Arc::clone(&activity)));
     let for_requests = Arc::clone(&activity);
@@ -193,6 +195,17 @@ where
         watch.poll(cx, &activity, shared.limits.head_timeout)
     })
     .await;
+}
+
+/// A peer that has vanished is noticed even where nothing is sent to it, and one that takes nothing
+/// even where it still answers probes.
+fn prepare(stream: &TcpStream, stall_timeout: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(stall_timeout))?;
+    Ok(())
 }
 
 fn ticks(within: Duration) -> u32 {

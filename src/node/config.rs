@@ -293,7 +293,8 @@ pub struct Checked {
     pub election_timeout: ElectionTimeout,
     pub max_request_bytes: usize,
     pub disk_reserve_bytes: u64,
-    pub disk_stall_abort: Duration,
+    /// `None`: never.
+    pub disk_stall_abort: Option<Duration>,
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
     /// Directives `[target=]level`, separated by commas.
@@ -305,6 +306,22 @@ pub struct Checked {
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
     pub warnings: Vec<String>,
+}
+
+impl Checked {
+    /// With the address that port 0 became, in the URL that follows it.
+    #[must_use]
+    pub fn bound(mut self, address: SocketAddr) -> Self {
+        if self.listen_client.port() == 0 && self.advertise_client == format!("http://{}", self.listen_client) {
+            self.advertise_client = format!("http://{}", SocketAddr::new(self.listen_client.ip(), address.port()));
+            let shown = self.shown.iter_mut().filter(|shown| shown.name == "advertise-client");
+            shown.for_each(|shown| shown.value.clone_from(&self.advertise_client));
+        }
+        if self.listen_client.port() == 0 {
+            self.listen_client.set_port(address.port());
+        }
+        self
+    }
 }
 
 /// Collects problems while it parses, so that one run reports them all.
@@ -345,7 +362,7 @@ impl Check<'_> {
             ),
             max_request_bytes: usize::try_from(self.bytes("max-request-bytes", 1024, 64 << 20)).unwrap_or(usize::MAX),
             disk_reserve_bytes: self.bytes("disk-reserve-bytes", 0, u64::MAX),
-            disk_stall_abort: self.duration("disk-stall-abort", Duration::from_secs(1)),
+            disk_stall_abort: self.disk_stall_abort(),
             shutdown_timeout: self.duration("shutdown-timeout", Duration::from_millis(100)),
             log_format: self.value("log-format", parse::log_format, LogFormat::Auto),
             log_level: self.value("log-level", parse::log_level, String::new()),
@@ -394,10 +411,11 @@ impl Check<'_> {
                 checked.heartbeat, checked.election_timeout.min
             ));
         }
-        if checked.disk_stall_abort < checked.election_timeout.max * 2 {
+        if let Some(abort) = checked.disk_stall_abort
+            && abort < checked.election_timeout.max * 2
+        {
             self.problems.push(format!(
-                "disk-stall-abort {:?}: must be at least two of the longest election timeouts, {:?}",
-                checked.disk_stall_abort,
+                "disk-stall-abort {abort:?}: must be at least two of the longest election timeouts, {:?}",
                 checked.election_timeout.max * 2
             ));
         }
@@ -438,6 +456,15 @@ impl Check<'_> {
             self.require(name, Err(format!("must be at least {min:?}")));
         }
         duration
+    }
+
+    /// 0 stands for never, so it is not held to the minimum.
+    fn disk_stall_abort(&mut self) -> Option<Duration> {
+        const NAME: &str = "disk-stall-abort";
+        if self.value(NAME, parse::duration, Duration::ZERO).is_zero() {
+            return None;
+        }
+        Some(self.duration(NAME, Duration::from_secs(1)))
     }
 
     fn require(&mut self, name: &'static str, result: Result<(), String>) {

@@ -1,11 +1,13 @@
 //! Watches the disk's free space, so that growth is refused while there is still room for what
 //! heals: deletes, compaction and the log itself.
 
+use super::config::Checked;
 use crate::env::TaskSet;
 use crate::service::Service;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Short, because a fast writer fills hundreds of megabytes in a second.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -41,7 +43,8 @@ pub(super) fn segment_bytes(space: Space, most: u64) -> u64 {
 }
 
 /// Runs until stopped. Growth is accepted again at twice the mark, so that it does not flap.
-pub(super) async fn run(service: Service, tasks: TaskSet, root: PathBuf, reserve_bytes: u64) {
+pub(super) async fn run(service: Service, tasks: TaskSet, settings: watch::Receiver<Checked>) {
+    let root = settings.borrow().data_dir.clone();
     let mut ticks = tokio::time::interval(INTERVAL);
     let (mut low, mut used, mut look) = (false, 0, 0_u32);
     loop {
@@ -54,7 +57,7 @@ pub(super) async fn run(service: Service, tasks: TaskSet, root: PathBuf, reserve
         used = size.unwrap_or(used);
         match space {
             Ok(space) => {
-                let mark = reserve(space, reserve_bytes);
+                let mark = reserve(space, settings.borrow().disk_reserve_bytes);
                 low = space.free < if low { mark.saturating_mul(2) } else { mark };
                 service.note_disk(low, used);
             }

@@ -13,6 +13,7 @@ mod forming;
 pub mod identity;
 mod peer_port;
 mod reception;
+pub mod reload;
 pub mod restore;
 mod stores;
 
@@ -22,9 +23,9 @@ use crate::machine;
 use crate::model::{Caller, Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener, Security};
 use crate::peer::{self, Door, PeerTransport, Settings};
-use crate::raft::{Consensus, Options, Parts, Publisher, StartError};
+use crate::raft::{Consensus, DiskStall, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
-use crate::service::{self, Context, Service};
+use crate::service::{self, Context, Lessor, Service, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::{Checked, Forming};
@@ -32,17 +33,21 @@ use forming::{Asker, Formed, form};
 use identity::{DataDir, Identity};
 use peer_port::PeerPort;
 use reception::{Reachable, Reception};
+use reload::Reread;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long the log's committed tail may take to apply before start is called a failure.
 const RECOVERY: Duration = Duration::from_secs(600);
 /// How often the leader compares the quota with its setting.
 const QUOTA_LOOK: Duration = Duration::from_millis(500);
+/// Threads of the runtime, on however few cores.
+const WORKERS_MIN: usize = 2;
 /// Of the shutdown's time, what open requests may take of it.
 const DRAIN_PERCENT: u32 = 60;
 
@@ -89,7 +94,7 @@ fn setting(problem: String) -> NodeError {
 ///
 /// # Errors
 /// If it cannot start. Once it serves, a storage fault ends the process instead.
-pub fn run(config: Checked) -> Result<(), NodeError> {
+pub fn run(config: Checked, reread: Reread) -> Result<(), NodeError> {
     let format = match config.log_format {
         config::LogFormat::Auto => telemetry::LogFormat::Auto,
         config::LogFormat::Text => telemetry::LogFormat::Text,
@@ -100,37 +105,50 @@ pub fn run(config: Checked) -> Result<(), NodeError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    // An append may wait for the disk on its thread: what watches the disk must not wait behind it.
+    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from).max(WORKERS_MIN);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .thread_name("tenure")
         .build()
         .map_err(io_error("start the runtime".to_owned(), ""))?;
-    let result = runtime.block_on(serve(config, logs));
+    let result = runtime.block_on(serve(config, reread, logs));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-/// The hub as the apply path sees it.
+/// The hub and the lessor as the apply path sees them.
 #[derive(Debug)]
-struct Watchers(Hub);
+struct Watchers {
+    hub: Hub,
+    lessor: Arc<Lessor>,
+}
 
 impl Publisher for Watchers {
     fn publish(&self, revisions: &[RevisionEvents]) {
-        self.0.publish(revisions);
+        self.hub.publish(revisions);
+    }
+
+    fn leases(&self, changes: &[machine::LeaseChange]) {
+        self.lessor.note(changes);
     }
 
     fn reset(&self, revision: Revision) {
-        self.0.reset(revision);
+        self.hub.reset(revision);
     }
 }
 
-async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
+async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), NodeError> {
+    // From here on it ends nothing; it is answered once there is something to change.
+    let hangup = on_signal(SignalKind::hangup())?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let address = config.listen_client;
     // First, because it is the slip that is made most often and nothing has to be undone for it.
     let listener =
         Listener::bind(address).await.map_err(io_error(format!("listen on {address}"), "--listen-client"))?;
+    let config = config.bound(listener.address());
     let peer_port = PeerPort::bind(&config).await?;
     let data = Arc::new(DataDir::open(&config.data_dir)?);
     let identity = data.identity(&*entropy)?;
@@ -138,7 +156,9 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     let metrics = Metrics::new(&mut registry);
     let (tasks, history) = (TaskSet::new(), Arc::new(stores::LateHistory::default()));
     let hub = Hub::new(history.clone(), HubOptions::default(), tasks.clone(), metrics.clone());
-    let stores = stores::open(&data, &clock, &metrics)?;
+    let disk = disk_stall(&config, &clock);
+    let stores = stores::open(&data, &clock, &metrics, &disk)?;
+    let lessor = Arc::new(Lessor::new(clock.clone()));
     let snapshots = stores.snapshots.clone();
     let has_log = stores.recovered.last_index.is_some() || stores.recovered.purged.is_some();
     if identity.bootstrapped && !has_log {
@@ -149,7 +169,7 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
     let at = Reachable {
         name: config.name.clone(),
         peer_url: peer_port.url(&config),
-        client_url: advertised(&config.advertise_client, &listener),
+        client_url: config.advertise_client.clone(),
     };
     let adoptable = !matches!(config.forming, Forming::Alone);
     let reception = Reception::new(data.clone(), identity, at, adoptable, tasks.clone());
@@ -170,13 +190,13 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
         new_store: stores.new_store,
         machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
         transport: Arc::new(transport),
-        publisher: Arc::new(Watchers(hub.clone())),
+        publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),
         metrics: metrics.clone(),
         tasks: tasks.clone(),
         fatal: fatal::handler(),
     };
-    let consensus = Consensus::start(raft_options(&config, &identity), parts).await?;
+    let consensus = Consensus::start(raft_options(&config, &identity, disk.clone()), parts).await?;
     peers.must_serve(&consensus)?;
     history.set(consensus.clone());
     tasks.spawn("watch hub", hub.clone().run());
@@ -198,43 +218,49 @@ async fn serve(config: Checked, logs: LogControl) -> Result<(), NodeError> {
             snapshots,
             hub,
             clock: clock.clone(),
+            entropy: entropy.clone(),
+            lessor: lessor.clone(),
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         },
         service::Options { member, admission_bytes: config.admission_bytes },
     );
-    background(&config, &service, &tasks);
+    let (settings, in_effect) = watch::channel(config.clone());
+    let auto_compact = watch::channel(reload::auto_compact(&config)).0;
+    background(&in_effect, auto_compact.subscribe(), &service, &tasks);
+    tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);
+    let shown = watch::channel(reload::shown(&config)).0;
     let options = api::Options {
         listen: listener.address(),
         cors_origins: config.cors_origin.clone(),
         request_bytes_max: config.max_request_bytes,
-        config: Arc::new(shown(&config)),
+        config: shown.subscribe(),
     };
+    let reloaded = reload::Parts { settings, auto_compact, shown, logs: logs.clone(), service: service.clone(), disk };
+    tasks.spawn_until_stop("reload", reload::run(hangup, reread, reloaded));
     let state =
         api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
     banner(&config, &listener, &service);
-    let result = until_told(listener, state, &tasks, &config, &consensus).await;
+    let result = until_told(listener, state, &tasks, config.shutdown_timeout, &consensus).await;
     peers.end().await;
     result
 }
 
-/// The URL that others are told: port 0 is known once it is bound.
-fn advertised(setting: &str, listener: &Listener) -> String {
-    match setting.strip_suffix(":0") {
-        Some(host) => format!("{host}:{}", listener.address().port()),
-        None => setting.to_owned(),
-    }
+/// A disk that keeps a write for longer than two election timeouts no longer serves a leader.
+fn disk_stall(config: &Checked, clock: &Arc<dyn Clock>) -> DiskStall {
+    DiskStall::new(clock.clone(), config.election_timeout.max * 2, config.disk_stall_abort)
 }
 
-fn raft_options(config: &Checked, identity: &Identity) -> Options {
+fn raft_options(config: &Checked, identity: &Identity, disk: DiskStall) -> Options {
     Options {
         cluster_id: identity.cluster_id,
         heartbeat: config.heartbeat,
         election_min: config.election_timeout.min,
         election_max: config.election_timeout.max,
         snapshot_log_bytes: config.snapshot_bytes,
+        disk: Some(disk),
         ..Options::new(identity.node_id)
     }
 }
@@ -250,25 +276,25 @@ async fn note_begun(consensus: Consensus, data: Arc<DataDir>, identity: Identity
     }
 }
 
-fn background(config: &Checked, service: &Service, tasks: &TaskSet) {
-    tasks.spawn_until_stop("quota", quota(service.clone(), config.quota_bytes));
-    let keep = match config.auto_compact {
-        config::AutoCompact::Off => AutoCompact::Off,
-        config::AutoCompact::Age(age) => AutoCompact::KeepAge(age),
-        config::AutoCompact::Revisions(keep) => AutoCompact::KeepRevisions(i64::try_from(keep).unwrap_or(i64::MAX)),
-    };
-    tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), keep));
-    let watch = disk_watch::run(service.clone(), tasks.clone(), config.data_dir.clone(), config.disk_reserve_bytes);
+fn background(
+    settings: &watch::Receiver<Checked>,
+    auto_compact: watch::Receiver<AutoCompact>,
+    service: &Service,
+    tasks: &TaskSet,
+) {
+    tasks.spawn_until_stop("quota", quota(service.clone(), settings.clone()));
+    tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), auto_compact));
+    let watch = disk_watch::run(service.clone(), tasks.clone(), settings.clone());
     tasks.spawn_until_stop("disk watch", watch);
 }
 
 /// The replicated quota is the one that its leader was started with.
-async fn quota(service: Service, bytes: u64) {
+async fn quota(service: Service, settings: watch::Receiver<Checked>) {
     let system = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
     let mut looks = tokio::time::interval(QUOTA_LOOK);
     loop {
         looks.tick().await;
-        let status = service.status();
+        let (status, bytes) = (service.status(), settings.borrow().quota_bytes);
         if status.is_leader
             && status.quota_bytes != bytes
             && let Err(failure) = service.set_quota(&system, bytes).await
@@ -280,6 +306,8 @@ async fn quota(service: Service, bytes: u64) {
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
     telemetry::process::register(registry);
+    let lagging = service.clone();
+    telemetry::watch::register(registry, move || lagging.watch_lag());
     if config.etcd_metrics {
         let service = service.clone();
         telemetry::etcd::register(registry, metrics, move || {
@@ -293,10 +321,8 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
     }
 }
 
-/// The effective settings for people, each with where it came from.
-fn shown(config: &Checked) -> serde_json::Value {
-    let setting = |setting: &config::ShownSetting| serde_json::json!({ "name": setting.name, "value": setting.value, "source": setting.source.to_string() });
-    serde_json::json!({ "settings": config.shown.iter().map(setting).collect::<Vec<_>>() })
+fn on_signal(kind: SignalKind) -> Result<Signal, NodeError> {
+    signal(kind).map_err(io_error("wait for signals".to_owned(), ""))
 }
 
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
@@ -304,12 +330,11 @@ async fn until_told(
     listener: Listener,
     state: api::State,
     tasks: &TaskSet,
-    config: &Checked,
+    within: Duration,
     consensus: &Consensus,
 ) -> Result<(), NodeError> {
-    let signals = |kind| signal(kind).map_err(io_error("wait for signals".to_owned(), ""));
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-    let (closing, within) = (CancellationToken::new(), config.shutdown_timeout);
+    let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
+    let closing = CancellationToken::new();
     let limits = Limits {
         connections_max: limits::CONNECTIONS_MAX,
         head_bytes_max: limits::HEAD_BYTES_MAX,

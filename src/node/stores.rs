@@ -4,7 +4,7 @@ use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
 use crate::model::{Failure, Fault, Rejection, Revision, RevisionEvents, limits};
-use crate::raft::{Consensus, NewStore};
+use crate::raft::{Consensus, DiskStall, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rewrite};
 use crate::storage::engine::Engine;
 use crate::storage::realdisk::RealDisk;
@@ -25,13 +25,23 @@ pub(super) struct Stores {
     pub(super) new_store: NewStore,
 }
 
-pub(super) fn open(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Result<Stores, NodeError> {
+pub(super) fn open(
+    data: &DataDir,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    stall: &DiskStall,
+) -> Result<Stores, NodeError> {
     let fatal = fatal::handler();
     let disk = Arc::new(RealDisk);
     let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display()), ""))?;
     let options = WalOptions {
         segment_bytes: disk_watch::segment_bytes(space, limits::WAL_SEGMENT_BYTES),
-        observer: Arc::new(FsyncTimes { clock: Arc::clone(clock), metrics: metrics.clone(), begun: Mutex::new(None) }),
+        observer: Arc::new(WriteTimes {
+            clock: Arc::clone(clock),
+            metrics: metrics.clone(),
+            stall: stall.clone(),
+            begun: Mutex::new(None),
+        }),
         ..WalOptions::new(data.wal(), Arc::clone(&fatal))
     };
     let (wal, recovered) = Wal::open(disk.clone(), options)?;
@@ -65,20 +75,26 @@ fn new_store(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Resul
     }))
 }
 
-/// Times the log's syncs: `storage` itself has no clock.
+/// Times the log's writes and syncs: `storage` itself has no clock.
 #[derive(Debug)]
-struct FsyncTimes {
+struct WriteTimes {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    stall: DiskStall,
     begun: Mutex<Option<Duration>>,
 }
 
-impl Observer for FsyncTimes {
+impl Observer for WriteTimes {
+    fn started(&self) {
+        self.stall.write_began();
+    }
+
     fn syncing(&self) {
         *self.begun.lock() = Some(self.clock.monotonic());
     }
 
     fn finished(&self, bytes: usize) {
+        self.stall.write_ended();
         if let Some(begun) = self.begun.lock().take() {
             self.metrics.wal_fsync.observe(self.clock.monotonic().saturating_sub(begun).as_secs_f64());
         }
@@ -103,8 +119,7 @@ impl History for LateHistory {
     }
 
     fn compacted_revision(&self) -> Revision {
-        // The hub asks for the first revision whose events are whole.
-        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision() + 1)
+        self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision())
     }
 
     fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {

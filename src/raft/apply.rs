@@ -10,7 +10,7 @@ use super::log_store::io_error;
 use super::snapshots::{Builder, Restored, Snapshots, Stored};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
-use crate::machine::{Machine, Reader};
+use crate::machine::{LeaseChange, Machine, Reader};
 use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec, limits};
 use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
@@ -32,6 +32,8 @@ use tokio::sync::watch;
 pub trait Publisher: Debug + Send + Sync + 'static {
     /// The events of newly applied revisions, in order; they can be read before this is called.
     fn publish(&self, revisions: &[RevisionEvents]);
+    /// What became of leases, in order, before anyone is answered.
+    fn leases(&self, changes: &[LeaseChange]);
     /// The store was replaced by a snapshot at `revision`: there are no events up to it.
     fn reset(&self, revision: Revision);
 }
@@ -165,6 +167,9 @@ impl Applier {
         let applied = self.unhurried(|| self.machine.lock().apply(at, &batch))?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
+        if !applied.leases.is_empty() {
+            self.publisher.leases(&applied.leases);
+        }
         if !applied.events.is_empty() {
             self.publisher.publish(&applied.events);
         }

@@ -267,7 +267,7 @@ fn deliver(items: Vec<Queued>, answers: Vec<Answer>, flight: Flight, attempt: u3
     for (item, answer) in items.into_iter().zip(answers) {
         match answer {
             Err(Failure::Unavailable {
-                why: Why::NoLeader | Why::ShuttingDown | Why::NotReady,
+                why: Why::NoLeader | Why::ShuttingDown | Why::NotReady | Why::DiskStalled,
                 outcome: Outcome::NotProposed,
             }) => back.push(item),
             answer => item.ticket.answer(answer),

@@ -11,6 +11,7 @@ use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
 use super::network::{Network, Transport};
 use super::snapshots::{self, Snapshots};
+use super::stall::{self, DiskStall, HandOver};
 use super::types::{Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
@@ -58,6 +59,8 @@ pub struct Options {
     /// A snapshot is taken when the log has grown by this much since the last one, or by half of
     /// the last snapshot's size if that is more.
     pub snapshot_log_bytes: u64,
+    /// Tells whether the log's disk hangs; `None`: nobody looks.
+    pub disk: Option<DiskStall>,
     /// A planted bug, for the tests that must find it.
     pub mutant: Option<Mutant>,
 }
@@ -72,6 +75,7 @@ impl Options {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
             snapshot_log_bytes: 64 << 20,
+            disk: None,
             mutant: crate::storage::mutant::active(),
         }
     }
@@ -164,6 +168,7 @@ struct Inner {
     membership: tokio::sync::Mutex<()>,
     db_bytes: AtomicU64,
     recovered: watch::Receiver<bool>,
+    leading: watch::Receiver<Option<u64>>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
@@ -220,8 +225,12 @@ impl Consensus {
         let recovered = spawn_recovery(&raft, &tasks);
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
+        if let Some(disk) = options.disk.clone() {
+            tasks.spawn_until_stop("stall watch", stall::watch(disk, link.clone(), metrics.clone(), fatal.clone()));
+        }
         let ending = Arc::new(AtomicBool::new(false));
-        tasks.spawn_until_stop("raft watch", observe(raft, metrics, ending.clone(), fatal));
+        let (lead, leading) = watch::channel(None);
+        tasks.spawn_until_stop("raft watch", observe(raft, metrics, lead, ending.clone(), fatal));
         let consensus = Self(Arc::new(Inner {
             options,
             link,
@@ -233,6 +242,7 @@ impl Consensus {
             membership: tokio::sync::Mutex::new(()),
             db_bytes: AtomicU64::new(0),
             recovered,
+            leading,
             ending,
             wal,
             tasks,
@@ -269,7 +279,7 @@ impl Consensus {
     /// # Errors
     /// `NotProposed` only if Raft has not appended it and never will.
     pub async fn propose(&self, proposal: &Proposal, timeout: Duration) -> Result<Outcome, Failure> {
-        self.ensure_recovered()?;
+        self.ensure_able()?;
         self.0.batcher.propose(proposal, timeout).await
     }
 
@@ -278,7 +288,7 @@ impl Consensus {
     /// # Errors
     /// If leadership is not confirmed in time.
     pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Failure> {
-        self.ensure_recovered()?;
+        self.ensure_able()?;
         if self.0.link.leads_alone() {
             return Ok(());
         }
@@ -318,6 +328,7 @@ impl Consensus {
 
     /// Answers a question as the leader; refuses if this member is not.
     pub(super) async fn answer_question(&self, question: Bytes, timeout: Duration) -> Result<Bytes, Failure> {
+        self.ensure_able()?;
         match self.0.leader_handler.get() {
             Some(handler) if self.0.link.leads() => handler(question, timeout).await,
             _ => Err(Failure::not_proposed(Why::NoLeader)),
@@ -326,6 +337,7 @@ impl Consensus {
 
     /// The leader's part of a read barrier for another member.
     pub(super) async fn read_index(&self, timeout: Duration) -> Result<u64, Failure> {
+        self.ensure_able()?;
         if !self.0.link.leads() {
             return Err(Failure::not_proposed(Why::NoLeader));
         }
@@ -358,8 +370,21 @@ impl Consensus {
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
-    fn ensure_recovered(&self) -> Result<(), Failure> {
-        if *self.0.recovered.borrow() { Ok(()) } else { Err(Failure::not_proposed(Why::NotReady)) }
+    /// Recovered, and with a disk that answers: else nothing that needs the log is begun here.
+    pub(super) fn ensure_able(&self) -> Result<(), Failure> {
+        if !*self.0.recovered.borrow() {
+            return Err(Failure::not_proposed(Why::NotReady));
+        }
+        match self.disk_stalled() {
+            Some(_) => Err(Failure::not_proposed(Why::DiskStalled)),
+            None => Ok(()),
+        }
+    }
+
+    /// For how long the log's disk has not answered, if that is longer than it may.
+    #[must_use]
+    pub fn disk_stalled(&self) -> Option<Duration> {
+        self.0.options.disk.as_ref().and_then(DiskStall::stalled)
     }
 
     /// Reads what is applied here, now and from now on.
@@ -368,10 +393,24 @@ impl Consensus {
         self.0.link.applier.reader()
     }
 
+    /// The term in which this member leads, now and from now on; `None` while another does or nobody.
+    #[must_use]
+    pub fn leading(&self) -> watch::Receiver<Option<u64>> {
+        self.0.leading.clone()
+    }
+
     /// How far this member has applied, now and from now on.
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<Progress> {
         self.0.link.applier.watch()
+    }
+
+    /// The term, and who leads in it: the part of `state` that every answer carries.
+    #[must_use]
+    pub fn leadership(&self) -> (u64, Option<MemberId>) {
+        let server = self.0.link.raft.server_metrics();
+        let server = server.borrow_watched();
+        (server.vote.leader_id.term, server.current_leader)
     }
 
     #[must_use]
@@ -421,9 +460,10 @@ impl Consensus {
     /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
     pub async fn hand_over(&self) {
         let link = &self.0.link;
-        let Some(heir) = link.heir() else { return };
         let mut server = link.raft.server_metrics();
-        drop(link.raft.trigger().transfer_leader(heir).await);
+        if !link.hand_over().await {
+            return;
+        }
         let handed_over = async {
             while server.borrow_watched().state == ServerState::Leader {
                 if server.changed().await.is_err() {
@@ -503,14 +543,22 @@ fn spawn_recovery(raft: &Core, tasks: &TaskSet) -> watch::Receiver<bool> {
 }
 
 /// Keeps the metrics of leadership, and sees to it that a member whose Raft has ended does not live on.
-async fn observe(raft: Core, metrics: Metrics, ending: Arc<AtomicBool>, fatal: Fatal) {
+async fn observe(
+    raft: Core,
+    metrics: Metrics,
+    lead: watch::Sender<Option<u64>>,
+    ending: Arc<AtomicBool>,
+    fatal: Fatal,
+) {
     let mut server = raft.server_metrics();
     let mut known = None;
     loop {
-        let (leader, leads) = {
+        let (leader, leads, term) = {
             let server = server.borrow_watched();
-            (server.current_leader, server.state == ServerState::Leader)
+            (server.current_leader, server.state == ServerState::Leader, server.vote.leader_id().term)
         };
+        let term = leads.then_some(term);
+        lead.send_if_modified(|leading| std::mem::replace(leading, term) != term);
         metrics.has_leader.set(i64::from(leader.is_some()));
         metrics.is_leader.set(i64::from(leads));
         if leader.is_some() && leader != known {

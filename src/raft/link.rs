@@ -7,6 +7,7 @@ use super::batcher::{self, Route};
 use super::consensus::Core;
 use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
 use super::responder::Callback;
+use super::stall::HandOver;
 use super::types::{LogBatch, MemberId, Types};
 use crate::env::Clock;
 use crate::model::{Failure, Outcome, Why, codec};
@@ -159,6 +160,13 @@ impl Link {
     }
 }
 
+impl HandOver for Link {
+    async fn hand_over(&self) -> bool {
+        let Some(heir) = self.heir() else { return false };
+        self.raft.trigger().transfer_leader(heir).await.is_ok()
+    }
+}
+
 impl batcher::Log for Link {
     async fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) {
         // If Raft has ended, the callback is dropped and its proposals answer for themselves.
@@ -225,7 +233,8 @@ impl ReadIndex for Remote {
                 // A read index that is lost on its way changes nothing: it can be asked for again.
                 let answer: Result<u64, Failure> =
                     self.0.call(leader, Lane::Control, &question, READ_INDEX).await.map_err(|_| no_leader())?;
-                answer?
+                // Whatever keeps it from answering may be gone, or have passed the lead on, a moment later.
+                answer.map_err(|_| no_leader())?
             }
             Route::Nowhere => return Err(no_leader()),
         };

@@ -1,5 +1,6 @@
 //! Consensus (rank 3), the only home of openraft: the log store and the state machine adapter, the
-//! batcher in front, the read barrier, log time, snapshots' schedule, and the handle on it all.
+//! batcher in front, the read barrier, log time, snapshots' schedule, the watchdog over the log's disk,
+//! and the handle on it all.
 //!
 //! Invariants: an answered write is durable on a quorum and applied; only what was refused before
 //! the append is called not proposed; state never runs ahead of the log on this disk, and the log is
@@ -24,6 +25,7 @@ mod queue;
 mod responder;
 mod seed;
 mod snapshots;
+mod stall;
 mod trimmer;
 mod types;
 
@@ -35,4 +37,5 @@ pub use consensus::{Consensus, LeaderHandler, NewStore, Options, Parts, StartErr
 pub use members::{About, Change, MemberState};
 pub use network::{Lane, NoPeers, Peer, Transport, TransportError};
 pub use seed::{Seed, plant};
+pub use stall::DiskStall;
 pub use types::{Member, MemberId};

@@ -30,7 +30,10 @@ impl Consensus {
             Call::TransferLeader(transfer) => {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
             }
-            Call::Propose(batch) => encode(&self.batcher().propose_forwarded(batch).await),
+            Call::Propose(batch) => encode(&match self.ensure_able() {
+                Ok(()) => self.batcher().propose_forwarded(batch).await,
+                Err(failure) => vec![Err(failure); batch.len()],
+            }),
             Call::ReadIndex { remaining_ms } => encode(&self.read_index(Duration::from_millis(remaining_ms)).await),
             Call::Ask { question, remaining_ms } => {
                 encode(&self.answer_question(question, Duration::from_millis(remaining_ms)).await)

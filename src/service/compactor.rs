@@ -4,6 +4,7 @@
 use super::{CompactTarget, Context, Service};
 use crate::model::{Caller, limits};
 use std::time::Duration;
+use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AutoCompact {
@@ -36,8 +37,24 @@ fn interval(setting: AutoCompact) -> Duration {
     }
 }
 
-/// Runs until stopped.
-pub async fn run(service: Service, setting: AutoCompact) {
+/// Runs until stopped, by the setting as it is at the time.
+pub async fn run(service: Service, mut setting: watch::Receiver<AutoCompact>) {
+    loop {
+        let now = *setting.borrow_and_update();
+        let compacting = compact(&service, now);
+        tokio::pin!(compacting);
+        tokio::select! {
+            () = &mut compacting => {}
+            changed = setting.changed() => if changed.is_err() {
+                // Nobody is left who could change it.
+                compacting.await;
+            },
+        }
+    }
+}
+
+/// Never ends.
+async fn compact(service: &Service, setting: AutoCompact) {
     let context = Context { caller: Caller::System, timeout: Duration::from_secs(10) };
     let mut ticks = tokio::time::interval(interval(setting));
     loop {

@@ -5,30 +5,38 @@
 //! reads behind a barrier. Invariants: every write carries a `Caller` and a deadline; every failure
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
+mod admission;
 mod cluster;
 pub mod compactor;
+pub mod leases;
+pub mod lessor;
 mod reads;
 mod snapshot;
 pub mod types;
 mod validate;
+mod watch;
 
+pub use admission::Admission;
+pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
+pub use lessor::Lessor;
 pub use types::*;
+pub use watch::WatchStream;
 
-use crate::env::{Clock, TaskSet};
+use crate::env::{Clock, Entropy, TaskSet};
 use crate::machine::View;
-use crate::model::{Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why};
+use crate::model::{
+    Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
+};
 use crate::raft::Consensus;
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
 use crate::watch::Hub;
+use admission::Budget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
-/// One unit of the admission budget; a semaphore counts in `u32`.
-const ADMISSION_UNIT_BYTES: usize = 1024;
 
 /// Who this member is, as answers tell it.
 #[derive(Debug, Clone)]
@@ -51,6 +59,8 @@ pub struct Parts {
     pub snapshots: SnapshotStore,
     pub hub: Hub,
     pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    pub lessor: Arc<Lessor>,
     pub tasks: TaskSet,
     pub metrics: Metrics,
 }
@@ -65,8 +75,9 @@ pub struct Service {
 struct Inner {
     parts: Parts,
     member: Member,
-    admission: Arc<Semaphore>,
-    admission_units: u32,
+    admission: Arc<Budget>,
+    /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
+    watch_buffers: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -75,15 +86,12 @@ struct Inner {
 impl Service {
     #[must_use]
     pub fn new(parts: Parts, options: Options) -> Self {
-        let units = usize::try_from(options.admission_bytes).unwrap_or(usize::MAX) / ADMISSION_UNIT_BYTES;
-        let admission_units = u32::try_from(units.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-        let admission = Arc::new(Semaphore::new(usize::try_from(admission_units).unwrap_or(Semaphore::MAX_PERMITS)));
         let started = parts.clock.monotonic();
         let inner = Inner {
             parts,
             member: options.member,
-            admission,
-            admission_units,
+            admission: Arc::new(Budget::new(options.admission_bytes)),
+            watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
@@ -94,15 +102,15 @@ impl Service {
     /// Waits for nothing: refuses with `Overloaded` when the bytes in flight would pass the budget.
     /// Hold the permit until the answer has been sent.
     pub fn admit(&self, bytes: usize) -> Result<Admission, Failure> {
-        let units = u32::try_from(bytes.div_ceil(ADMISSION_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.clamp(1, self.inner.admission_units);
-        match Arc::clone(&self.inner.admission).try_acquire_many_owned(units) {
-            Ok(permit) => Ok(Admission { _permit: permit }),
-            Err(_) => {
-                self.inner.parts.metrics.admission_refused.inc();
-                Err(Failure::not_proposed(Why::Overloaded))
-            }
-        }
+        self.inner.admission.take(bytes).ok_or_else(|| {
+            self.inner.parts.metrics.admission_refused.inc();
+            Failure::not_proposed(Why::Overloaded)
+        })
+    }
+
+    /// Changes the budget of `admit`; what is in flight stays.
+    pub fn set_admission(&self, bytes: u64) {
+        self.inner.admission.resize(bytes);
     }
 
     /// Proposes a transaction (a single put, delete, add… is one of one operation).
@@ -112,10 +120,14 @@ impl Service {
         txn: Txn,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        if self.inner.disk_low.load(Ordering::Relaxed) && validate::grows(&txn) {
-            return Err(Rejection::DiskFull.into());
+        if validate::grows(&txn) {
+            self.ensure_disk_room()?;
         }
         self.propose(context, Command::Txn(txn), idempotency).await
+    }
+
+    fn ensure_disk_room(&self) -> Result<(), Rejection> {
+        if self.inner.disk_low.load(Ordering::Relaxed) { Err(Rejection::DiskFull) } else { Ok(()) }
     }
 
     /// One operation, unconditionally: `txn` with only that one in `success`.
@@ -181,18 +193,18 @@ impl Service {
     }
 
     fn header_at(&self, revision: Revision) -> Header {
-        let state = self.inner.parts.consensus.state();
-        let leader_name = if state.leader == Some(self.inner.member.id) {
+        let (term, leader) = self.inner.parts.consensus.leadership();
+        let leader_name = if leader == Some(self.inner.member.id) {
             Some(Arc::clone(&self.inner.member.name))
         } else {
-            state.leader_member.map(|member| member.name.into())
+            self.inner.parts.consensus.state().leader_member.map(|member| member.name.into())
         };
         Header {
             cluster_id: self.inner.member.cluster_id,
             member_id: self.inner.member.id,
             member_name: Arc::clone(&self.inner.member.name),
             leader_name,
-            term: state.term,
+            term,
             revision,
             staleness_ms: None,
         }
@@ -239,6 +251,9 @@ impl Service {
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");
         }
+        if self.inner.parts.consensus.disk_stalled().is_some() {
+            alarms.push("slow-disk");
+        }
         alarms
     }
 
@@ -260,11 +275,16 @@ impl Service {
         let leader = state.leader.map(|_| ()).ok_or_else(|| "no leader is known".to_owned());
         let context = Context { caller: crate::model::Caller::System, timeout };
         let barrier = self.barrier(&context).await.map_err(|failure| failure.to_string());
+        let disk = match self.inner.parts.consensus.disk_stalled() {
+            Some(stalled) => Err(format!("a write to the log has been outstanding for {} ms", millis(stalled))),
+            None => Ok(()),
+        };
         let running = if self.stopping().is_cancelled() { Err("shutting down".to_owned()) } else { Ok(()) };
         vec![
             Check { name: "running", result: running },
             Check { name: "leader", result: leader },
             Check { name: "linearizable-read", result: barrier },
+            Check { name: "disk", result: disk },
             Check { name: "no-corrupt-alarm", result: Ok(()) },
         ]
     }
@@ -291,8 +311,11 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         Reply::Compact { revision, .. }
         | Reply::LeaseGranted { revision, .. }
         | Reply::LeaseRevoked { revision, .. }
+        | Reply::LeasesExpired { revision, .. }
+        | Reply::LeaseRenewed { revision, .. }
+        | Reply::Ttl { revision, .. }
         | Reply::Outcome { revision, .. } => Some(*revision),
-        Reply::FeatureLevel { .. } | Reply::Quota { .. } => None,
+        Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
 }
 

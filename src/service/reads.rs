@@ -94,7 +94,7 @@ impl Service {
     }
 
     /// The view a read is answered from, and the header that goes with it.
-    async fn view(&self, context: &Context, read: ReadOptions) -> Result<(Header, View), Failure> {
+    pub(super) async fn view(&self, context: &Context, read: ReadOptions) -> Result<(Header, View), Failure> {
         let staleness_ms = match read.consistency {
             Consistency::Linearizable => {
                 self.barrier(context).await?;
@@ -127,7 +127,7 @@ impl Service {
         }
     }
 
-    async fn reached(&self, revision: Revision, within: Duration) -> Result<(), Failure> {
+    pub(super) async fn reached(&self, revision: Revision, within: Duration) -> Result<(), Failure> {
         let mut applied = self.inner.parts.consensus.applied();
         if applied.borrow_and_update().revision >= revision {
             return Ok(());

@@ -1,7 +1,8 @@
 //! What `service` takes and gives, besides the model's own types.
 
-use crate::model::{Caller, Revision};
+use crate::model::{Caller, Failure, KeyRange, KeyValue, Revision, RevisionEvents};
 pub use crate::model::{Delimiter, HistoryItem, HistoryOp, HistoryPage, ListOp, ListPage};
+pub use crate::watch::Kinds;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,13 +52,6 @@ pub struct Answer<T> {
     pub replayed: bool,
 }
 
-/// Holds a share of the member's byte budget until dropped.
-#[derive(Debug)]
-#[must_use]
-pub struct Admission {
-    pub(super) _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompactTarget {
     Revision(Revision),
@@ -70,6 +64,68 @@ pub struct WaitOp {
     pub key: Bytes,
     pub known: Option<Revision>,
     pub wait: Duration,
+}
+
+/// What a watch follows, and how.
+#[derive(Debug, Clone)]
+pub struct WatchRequest {
+    /// 1 to `limits::WATCH_TARGETS_MAX` ranges, which may overlap.
+    pub targets: Vec<KeyRange>,
+    pub start: WatchStart,
+    /// First the state of all targets at one revision, unless `start` names a point to go on from.
+    pub initial: bool,
+    /// What becomes of a stream whose next events are compacted.
+    pub on_compacted: OnCompacted,
+    pub kinds: Kinds,
+    /// Also give the state before each event, where it is not compacted.
+    pub prev: bool,
+    /// Leave the values of listed entries out (events always have theirs).
+    pub keys_only: bool,
+    /// Say how far the stream is, this often.
+    pub progress_every: Option<Duration>,
+    /// Wait, within the timeout, until this member has applied this revision.
+    pub min_revision: Option<Revision>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchStart {
+    Now,
+    /// For who knows the state at this revision: refused if that is compacted.
+    After(Revision),
+    /// The events of this revision and later; the compacted revision's own are still there.
+    At(Revision),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCompacted {
+    Fail,
+    /// Say so, give the whole state again, and go on from there.
+    Resync,
+}
+
+/// What a watch stream says next.
+#[derive(Debug, Clone)]
+pub enum WatchStep {
+    /// A part of the state at one revision, in key order.
+    Listed(Vec<KeyValue>),
+    /// The state at this revision is complete; what follows are its changes.
+    Synced(Revision),
+    /// Whole revisions, in order; never empty.
+    Changes(Vec<Change>),
+    /// Everything up to this revision has been said.
+    Progress(Revision),
+    /// What was said before is void: the state at this revision follows, up to `Synced`.
+    Reset(Revision),
+    /// The last step, unless the member is shutting down: `None` then ends the stream.
+    Failed(Failure),
+}
+
+/// The events of one revision.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub events: RevisionEvents,
+    /// The state before each event, if it was asked for, is there and not compacted.
+    pub previous: Vec<Option<KeyValue>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -172,6 +172,11 @@ impl Block {
         self.first
     }
 
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// How many records the header promises.
     #[must_use]
     pub fn count(&self) -> u32 {

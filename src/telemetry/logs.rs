@@ -10,13 +10,20 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// Libraries that say more at info and debug than an operator wants.
-const QUIET_LIBRARIES: &str = "openraft=error,sled=warn,hyper=info,h2=info,hyper_util=info,reqwest=info";
+const QUIET_LIBRARIES: [(&str, LevelFilter); 6] = [
+    ("openraft", LevelFilter::ERROR),
+    ("sled", LevelFilter::WARN),
+    ("hyper", LevelFilter::INFO),
+    ("h2", LevelFilter::INFO),
+    ("hyper_util", LevelFilter::INFO),
+    ("reqwest", LevelFilter::INFO),
+];
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -29,7 +36,7 @@ pub enum LogFormat {
 
 #[derive(Debug, Error)]
 pub enum LogError {
-    #[error("`{0}` is not a log level: error, warn, info, debug or trace")]
+    #[error("`{0}` is not a log level: off, error, warn, info, debug or trace, or target=level")]
     Level(String),
     #[error(transparent)]
     Taken(#[from] TryInitError),
@@ -51,7 +58,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Level {
-    current: LevelFilter,
+    current: Spec,
     /// Counts changes, so that a revert that was overtaken does nothing.
     change: u64,
 }
@@ -62,32 +69,65 @@ impl fmt::Debug for LogControl {
     }
 }
 
-fn filter(level: LevelFilter) -> EnvFilter {
-    // At trace everything is wanted, the libraries' lines too.
-    if level == LevelFilter::TRACE {
-        return EnvFilter::default().add_directive(level.into());
-    }
-    QUIET_LIBRARIES
-        .split(',')
-        .filter_map(|directive| directive.parse().ok())
-        .fold(EnvFilter::default().add_directive(level.into()), EnvFilter::add_directive)
+/// A level for everything, and others for some targets: `[target=]level`, separated by commas.
+#[derive(Debug, Clone)]
+struct Spec {
+    text: String,
+    everything: LevelFilter,
+    targets: Vec<(String, LevelFilter)>,
 }
 
-fn parse(level: &str) -> Result<LevelFilter, LogError> {
-    match level {
-        "error" => Ok(LevelFilter::ERROR),
-        "warn" => Ok(LevelFilter::WARN),
-        "info" => Ok(LevelFilter::INFO),
-        "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
-        other => Err(LogError::Level(other.to_owned())),
+impl Spec {
+    fn parse(text: &str) -> Result<Self, LogError> {
+        let unknown = || LogError::Level(text.to_owned());
+        let mut spec = Self { text: text.to_owned(), everything: LevelFilter::INFO, targets: Vec::new() };
+        for directive in text.split(',') {
+            match directive.split_once('=') {
+                None => spec.everything = level(directive).ok_or_else(unknown)?,
+                Some((target, text)) => spec.targets.push((target.to_owned(), level(text).ok_or_else(unknown)?)),
+            }
+        }
+        // Only what the filter's own syntax refuses in a target is left to fail.
+        spec.directives().try_for_each(|directive| directive.parse::<Directive>().map(drop)).map_err(|_| unknown())?;
+        Ok(spec)
+    }
+
+    /// A library stays quiet at every level, unless it is asked for by name.
+    fn directives(&self) -> impl Iterator<Item = String> {
+        let unasked = |library: &str| {
+            let within = |target: &str| {
+                target.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            };
+            !self.targets.iter().any(|(target, _)| within(target))
+        };
+        let quiet = QUIET_LIBRARIES.into_iter().filter(move |(library, _)| unasked(library));
+        let quiet = quiet.map(|(library, level)| format!("{library}={}", level.min(self.everything)));
+        quiet.chain(self.targets.iter().map(|(target, level)| format!("{target}={level}")))
+    }
+
+    fn filter(&self) -> EnvFilter {
+        self.directives()
+            .filter_map(|directive| directive.parse().ok())
+            .fold(EnvFilter::default().add_directive(self.everything.into()), EnvFilter::add_directive)
+    }
+}
+
+fn level(text: &str) -> Option<LevelFilter> {
+    match text {
+        "off" => Some(LevelFilter::OFF),
+        "error" => Some(LevelFilter::ERROR),
+        "warn" => Some(LevelFilter::WARN),
+        "info" => Some(LevelFilter::INFO),
+        "debug" => Some(LevelFilter::DEBUG),
+        "trace" => Some(LevelFilter::TRACE),
+        _ => None,
     }
 }
 
 /// Installs the process's only subscriber.
 pub fn install(format: LogFormat, level: &str) -> Result<LogControl, LogError> {
-    let level = parse(level)?;
-    let (filter, handle) = reload::Layer::new(filter(level));
+    let level = Spec::parse(level)?;
+    let (filter, handle) = reload::Layer::new(level.filter());
     let json = match format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,
@@ -104,30 +144,31 @@ pub fn install(format: LogFormat, level: &str) -> Result<LogControl, LogError> {
 }
 
 impl LogControl {
-    fn new(reload: Option<reload::Handle<EnvFilter, Registry>>, level: LevelFilter) -> Self {
-        Self { shared: Arc::new(Shared { reload, level: Mutex::new(Level { current: level, change: 0 }) }) }
+    fn new(reload: Option<reload::Handle<EnvFilter, Registry>>, current: Spec) -> Self {
+        Self { shared: Arc::new(Shared { reload, level: Mutex::new(Level { current, change: 0 }) }) }
     }
 
     /// Controls nothing but remembers its level.
     #[must_use]
     pub fn detached() -> Self {
-        Self::new(None, LevelFilter::INFO)
+        let info = Spec { text: "info".to_owned(), everything: LevelFilter::INFO, targets: Vec::new() };
+        Self::new(None, info)
     }
 
     #[must_use]
     pub fn level(&self) -> String {
-        self.shared.level.lock().current.to_string()
+        self.shared.level.lock().current.text.clone()
     }
 
     /// Sets the level for good.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        self.change(parse(level)?, None).map(drop)
+        self.change(Spec::parse(level)?, None).map(drop)
     }
 
     /// Sets the level for a while; then it goes back to what it was, unless it was changed again.
     pub fn set_for(&self, level: &str, duration: Duration, tasks: &TaskSet) -> Result<(), LogError> {
-        let before = self.shared.level.lock().current;
-        let Some(mine) = self.change(parse(level)?, None)? else { return Ok(()) };
+        let before = self.shared.level.lock().current.clone();
+        let Some(mine) = self.change(Spec::parse(level)?, None)? else { return Ok(()) };
         let control = self.clone();
         tasks.spawn_until_stop("log level", async move {
             tokio::time::sleep(duration).await;
@@ -139,13 +180,13 @@ impl LogControl {
     }
 
     /// `expected` is the change that must still be the last one; gives this change's number.
-    fn change(&self, to: LevelFilter, expected: Option<u64>) -> Result<Option<u64>, LogError> {
+    fn change(&self, to: Spec, expected: Option<u64>) -> Result<Option<u64>, LogError> {
         let mut level = self.shared.level.lock();
         if expected.is_some_and(|expected| expected != level.change) {
             return Ok(None);
         }
         if let Some(reload) = &self.shared.reload {
-            reload.reload(filter(to)).map_err(|_| LogError::Gone)?;
+            reload.reload(to.filter()).map_err(|_| LogError::Gone)?;
         }
         level.current = to;
         level.change += 1;
@@ -184,11 +225,32 @@ mod tests {
         assert_eq!(control.level(), "trace");
     }
 
+    fn directives(text: &str) -> Vec<String> {
+        let text = Spec::parse(text).unwrap().filter().to_string();
+        text.split(',').map(str::to_owned).collect()
+    }
+
     #[test]
-    fn every_quiet_library_directive_parses() {
-        let text = filter(LevelFilter::INFO).to_string();
-        for directive in QUIET_LIBRARIES.split(',') {
-            assert!(text.contains(directive), "{directive} is missing in {text}");
+    fn libraries_stay_quiet_at_every_level() {
+        for level in ["info", "debug", "trace"] {
+            let found = directives(level);
+            for (library, quiet) in QUIET_LIBRARIES {
+                assert!(found.contains(&format!("{library}={quiet}")), "{library} at {level}: {found:?}");
+            }
+            assert!(found.contains(&level.to_owned()));
         }
+        assert!(
+            directives("error").iter().all(|directive| directive.ends_with("error")),
+            "quieter than that, if asked"
+        );
+    }
+
+    #[test]
+    fn a_library_that_is_named_speaks() {
+        let found = directives("debug,openraft=debug,sled::pagecache=trace,tenure::raft=trace");
+        assert!(found.contains(&"openraft=debug".to_owned()) && !found.contains(&"openraft=warn".to_owned()));
+        assert!(found.contains(&"sled::pagecache=trace".to_owned()) && !found.contains(&"sled=warn".to_owned()));
+        assert!(found.contains(&"tenure::raft=trace".to_owned()) && found.contains(&"hyper=info".to_owned()));
+        assert!(directives("debug,sledge=trace").contains(&"sled=warn".to_owned()), "another's name is not its own");
     }
 }

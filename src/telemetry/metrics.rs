@@ -2,12 +2,15 @@
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 
 /// Cheap to clone: every metric is a shared handle.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub wal_fsync: Histogram,
     pub wal_bytes: Counter,
+    pub wal_stall: Gauge<f64, AtomicU64>,
+    pub wal_stalls: Counter,
     pub proposals_committed: Counter,
     pub proposals_failed: Counter,
     pub proposals_pending: Gauge,
@@ -26,6 +29,9 @@ pub struct Metrics {
     pub watch_events: Counter,
     pub watch_catchups: Counter,
     pub admission_refused: Counter,
+    pub leases_expired: Counter,
+    pub lease_keepalives: Counter,
+    pub lease_lateness: Histogram,
 }
 
 const SECONDS: [f64; 14] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -46,6 +52,9 @@ impl Metrics {
         let watch_events = counter("watch_events", "Events delivered to watch streams");
         let watch_catchups = counter("watch_catchups", "Times a watcher fell behind and was served from history");
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
+        let wal_stalls = counter("wal_stalls", "Times the log's disk did not answer for two election timeouts");
+        let leases_expired = counter("leases_expired", "Leases that this member, leading, found run out and ended");
+        let lease_keepalives = counter("lease_keepalives", "Renewals of leases that were answered");
         let wal_bytes = Counter::default();
         registry.register_with_unit("wal_written", "Bytes written to the log", Unit::Bytes, wal_bytes.clone());
         let mut gauge = |name: &str, help: &str| {
@@ -67,6 +76,9 @@ impl Metrics {
             Unit::Bytes,
             logical_bytes.clone(),
         );
+        let wal_stall = Gauge::<f64, AtomicU64>::default();
+        let help = "How long the log's disk has not answered; 0 below two election timeouts";
+        registry.register_with_unit("wal_stall", help, Unit::Seconds, wal_stall.clone());
         let mut seconds = |name: &str, help: &str| {
             let metric = Histogram::new(SECONDS);
             registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
@@ -76,11 +88,14 @@ impl Metrics {
         let apply_duration = seconds("apply_duration", "Time to apply one log entry");
         let engine_commit = seconds("engine_commit_duration", "Time of one engine write");
         let snapshot_build = seconds("snapshot_build_duration", "Time to write one snapshot");
+        let lease_lateness = seconds("lease_expiry_lateness", "From a lease's end to the deletion of its keys");
         let batch_proposals = Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]);
         registry.register("raft_batch_proposals", "Proposals in one log entry", batch_proposals.clone());
         Self {
             wal_fsync,
             wal_bytes,
+            wal_stall,
+            wal_stalls,
             proposals_committed,
             proposals_failed,
             proposals_pending,
@@ -99,6 +114,9 @@ impl Metrics {
             watch_events,
             watch_catchups,
             admission_refused,
+            leases_expired,
+            lease_keepalives,
+            lease_lateness,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Metrics and tracing set-up (rank 0). Every metric's name is in here (`metrics`, `http`, `process`,
-//! `etcd`); a registry per node, so that several nodes in one process do not share counters. It must
+//! `etcd`, `watch`); a registry per node, so that several nodes in one process do not share counters. It must
 //! not know business types.
 
 pub mod etcd;
@@ -7,6 +7,7 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod watch;
 
 pub use http::HttpMetrics;
 pub use logs::{LogControl, LogError, LogFormat};

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use tokio::sync::{Notify, Semaphore};
 
 /// Revisions matched before the hub's task lets others run.
@@ -80,6 +80,9 @@ pub(super) struct Slot {
     /// The first matching revision since the reader last looked; 0 is none.
     hint: AtomicI64,
     pub(super) wake: Notify,
+    /// The first revision that a lagging reader has not handed out; 0 if it does not lag.
+    pub(super) behind: AtomicI64,
+    pub(super) in_history: AtomicBool,
 }
 
 impl Slot {
@@ -97,6 +100,15 @@ impl Slot {
     pub(super) fn peek(&self) -> Option<Revision> {
         Some(self.hint.load(Ordering::Acquire)).filter(|hint| *hint != 0)
     }
+}
+
+/// How far the streams are behind what was published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Revisions that the slowest stream has yet to hand out or skip; 0 if none waits for its reader.
+    pub slowest_revisions: u64,
+    /// Streams that are served from history now.
+    pub catching_up: usize,
 }
 
 /// A place in the live set, given up when dropped.
@@ -167,6 +179,20 @@ impl Hub {
         self.shared.streams.load(Ordering::Acquire)
     }
 
+    /// Looks at every stream: for a scrape of metrics, not for a hot path.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        let published = self.revision();
+        let slots: Vec<Arc<Slot>> = self.shared.live.lock().slots.values().cloned().collect();
+        let waiting = |slot: &Arc<Slot>| [slot.behind.load(Ordering::Relaxed), slot.peek().unwrap_or(0)];
+        let first = slots.iter().flat_map(waiting).filter(|revision| *revision != 0).min();
+        let slowest = first.map_or(0, |first| published.saturating_add(1).saturating_sub(first));
+        Lag {
+            slowest_revisions: u64::try_from(slowest).unwrap_or(0),
+            catching_up: slots.iter().filter(|slot| slot.in_history.load(Ordering::Relaxed)).count(),
+        }
+    }
+
     /// Matches what is published against the live watchers until the node stops.
     pub async fn run(self) {
         let stopping = self.shared.tasks.stopping().clone();
@@ -190,7 +216,7 @@ impl Hub {
         let (registration, current) = self.register(parts_of(&spec.targets))?;
         let next = spec.after.unwrap_or(current).saturating_add(1);
         let compacted = self.shared.history.compacted_revision();
-        if next <= compacted {
+        if next < compacted {
             return Err(Rejection::Compacted { requested: next, compacted, current }.into());
         }
         Ok(Watcher::new(registration, spec, next))
@@ -210,7 +236,7 @@ impl Hub {
         }
         let mut live = shared.live.lock();
         if live.slots.len() >= shared.options.streams {
-            return Err(Failure::not_proposed(Why::Overloaded));
+            return Err(Failure::not_proposed(Why::TooManyStreams));
         }
         if live.slots.is_empty() {
             // Nobody was there to match for.

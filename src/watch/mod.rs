@@ -17,7 +17,8 @@ mod intervals;
 mod ring;
 mod watcher;
 
-pub use hub::{Hub, HubOptions};
+pub use hub::{Hub, HubOptions, Lag};
+pub use ring::events_bytes;
 pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 
 use crate::model::{Fault, Revision, RevisionEvents};
@@ -28,7 +29,7 @@ use std::fmt::Debug;
 pub trait History: Debug + Send + Sync + 'static {
     /// The newest revision that can be read.
     fn revision(&self) -> Revision;
-    /// Events of revisions up to this one may be gone; those above it are whole. 0: nothing is gone.
+    /// Events of revisions below this one may be gone; from it on they are whole. 0: nothing is gone.
     fn compacted_revision(&self) -> Revision;
     /// The events from revision `from` on, in order, whole revisions only: up to about `max_records`
     /// events, but at least one revision if there is one. Blocks on the disk.

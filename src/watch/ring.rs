@@ -88,6 +88,7 @@ impl Ring {
 }
 
 /// What these events hold in memory, roughly.
-pub(super) fn events_bytes(events: &[Event]) -> usize {
+#[must_use]
+pub fn events_bytes(events: &[Event]) -> usize {
     events.iter().map(|event| EVENT_OVERHEAD_BYTES + event.kv.key.len() + event.kv.value.len()).sum()
 }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Events asked of history at first, and at most; in between it adapts to their size.
 const READ_RECORDS_FIRST: usize = 64;
@@ -81,7 +82,7 @@ struct HistoryRead {
     revisions: Vec<RevisionEvents>,
     /// History reached at least this far before the read.
     upto: Revision,
-    /// As it stood after the read: had it reached the read's start, the read may have holes.
+    /// As it stood after the read: had it passed the read's start, the read may have holes.
     compacted: Revision,
 }
 
@@ -149,12 +150,12 @@ impl Watcher {
             if let Some(closed) = &self.closed {
                 return WatchItem::Closed(closed.clone());
             }
-            if let Some(events) = self.ready.pop_front() {
-                let count = u64::try_from(events.events.len()).unwrap_or(u64::MAX);
-                self.registration.shared.metrics.watch_events.inc_by(count);
+            if let Some(events) = self.next_ready() {
                 return WatchItem::Events(events);
             }
-            let idle = match self.step() {
+            let step = self.step();
+            self.note_position();
+            let idle = match step {
                 Step::Idle => true,
                 Step::Moved => {
                     tokio::task::yield_now().await;
@@ -181,6 +182,23 @@ impl Watcher {
         }
     }
 
+    /// More of what the last `next` began to give, if it is at hand; never waits.
+    pub fn next_ready(&mut self) -> Option<RevisionEvents> {
+        let events = self.ready.pop_front()?;
+        let count = u64::try_from(events.events.len()).unwrap_or(u64::MAX);
+        self.registration.shared.metrics.watch_events.inc_by(count);
+        self.note_position();
+        Some(events)
+    }
+
+    /// Where this reader stands, for whoever measures lag.
+    fn note_position(&self) {
+        let first = self.ready.front().map(|events| events.revision);
+        let behind = first.unwrap_or(if self.behind { self.next } else { 0 });
+        self.registration.slot.behind.store(behind, Ordering::Relaxed);
+        self.registration.slot.in_history.store(self.in_history, Ordering::Relaxed);
+    }
+
     fn step(&mut self) -> Step {
         if self.reading.is_some() {
             return Step::Read;
@@ -193,6 +211,7 @@ impl Watcher {
         match self.registration.shared.take(self.next) {
             Taken::None => {
                 self.behind = false;
+                self.in_history = false;
                 Step::Idle
             }
             Taken::Some { revisions, more } => {
@@ -219,7 +238,7 @@ impl Watcher {
         let read = stopping.run_until_cancelled(reading).await?;
         self.reading = None;
         match read {
-            Ok(read) if self.next <= read.compacted => {
+            Ok(read) if self.next < read.compacted => {
                 self.closed = Some(Closed::Compacted);
                 let (requested, compacted) = (self.next, read.compacted);
                 let current = self.registration.shared.history.revision();
@@ -230,18 +249,29 @@ impl Watcher {
                 self.closed = Some(Closed::Fault(Fault::Invariant(problem)));
             }
             Ok(read) if read.revisions.is_empty() => self.next = read.upto + 1,
-            Ok(read) => {
-                let bytes: usize = read.revisions.iter().map(|events| events_bytes(&events.events)).sum();
-                self.read_records = if bytes > self.registration.shared.options.queue_bytes {
-                    (self.read_records / 2).max(1)
-                } else {
-                    (self.read_records * 2).min(READ_RECORDS_MAX)
-                };
-                self.accept(read.revisions);
-            }
+            Ok(read) => self.accept_history(read.revisions),
             Err(fault) => self.closed = Some(Closed::Fault(fault)),
         }
         None
+    }
+
+    /// Keeps what fits a stream's bound, at least one revision: the rest is read again when it is due.
+    fn accept_history(&mut self, mut revisions: Vec<RevisionEvents>) {
+        let mut left = self.registration.shared.options.queue_bytes;
+        let fits = revisions.iter().take_while(|events| {
+            let bytes = events_bytes(&events.events);
+            let fits = bytes <= left;
+            left = left.saturating_sub(bytes);
+            fits
+        });
+        let fits = fits.count();
+        self.read_records = if fits < revisions.len() {
+            (self.read_records / 2).max(1)
+        } else {
+            (self.read_records * 2).min(READ_RECORDS_MAX)
+        };
+        revisions.truncate(fits.max(1));
+        self.accept(revisions);
     }
 
     fn accept(&mut self, revisions: Vec<RevisionEvents>) {

@@ -25,6 +25,7 @@ mod powercut;
 mod refusal;
 mod self_test;
 mod server;
+mod stall;
 mod strace;
 mod workload;
 

@@ -24,10 +24,7 @@ impl Setup {
     /// A member whose data is in `data_dir` and whose output goes to a file in `scratch`.
     pub(crate) fn new(data_dir: &Path, scratch: &Path, flags: &[&str]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let mut all: Vec<String> =
-            ["--heartbeat=25ms", "--election-timeout=75ms..150ms", "--auto-compact=off", "--log-format=text"]
-                .map(str::to_owned)
-                .to_vec();
+        let mut all = vec!["--auto-compact=off".to_owned(), "--log-format=text".to_owned()];
         all.extend(flags.iter().map(|flag| (*flag).to_owned()));
         Self {
             data_dir: data_dir.to_owned(),
@@ -156,6 +153,11 @@ impl Server {
             };
             tasks.all(|task| stopped(task).is_some()).then_some(())
         });
+    }
+
+    /// SIGTERM, without waiting.
+    pub(crate) fn ask_to_stop(&self) {
+        self.signal(Signal::TERM);
     }
 
     /// SIGTERM, then waits for the end. The time it took comes with the status.

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+const DETACH_WITHIN: Duration = Duration::from_secs(2);
 
 /// An attached strace; detached when dropped.
 #[derive(Debug)]
@@ -62,6 +64,12 @@ impl Drop for Injection {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             let _already_gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
+        let patience = Instant::now() + DETACH_WITHIN;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // It does not notice the end of a member that ends during an injected delay; the kernel lets go of that.
+        let _already_gone = self.child.kill();
         let _already_gone = self.child.wait();
     }
 }

@@ -1,6 +1,6 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
-//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. And the command
-//! line (`cli`).
+//! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Changing settings
+//! (`reload`). Watches (`watch`). And the command line (`cli`).
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -12,8 +12,11 @@ mod cli;
 mod cluster;
 mod contract;
 mod hostile;
+mod leases;
 mod openapi;
+mod reload;
 mod rest;
 #[path = "../support/mod.rs"]
 mod support;
+mod watch;
 mod wire;

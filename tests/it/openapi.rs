@@ -126,9 +126,13 @@ fn every_curl_line_is_a_request_of_its_operation() {
 }
 
 fn matches_path(template: &str, path: &str) -> bool {
-    match template.strip_suffix("{key}") {
-        Some(before) => path.strip_prefix(before).is_some_and(|key| !key.is_empty()),
-        None => template == path,
+    match (template.strip_suffix("{key}"), template.split_once("{id}")) {
+        (Some(before), _) => path.strip_prefix(before).is_some_and(|key| !key.is_empty()),
+        (None, Some((before, after))) => path
+            .strip_prefix(before)
+            .and_then(|rest| rest.strip_suffix(after))
+            .is_some_and(|id| !id.is_empty() && !id.contains('/')),
+        (None, None) => template == path,
     }
 }
 
@@ -197,6 +201,7 @@ struct Run {
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 const NO_HEADERS: Headers<'static> = &[];
+const MERGE: Headers<'static> = &[("content-type", "application/merge-patch+json")];
 const JSON: Headers<'static> = &[("content-type", "application/json")];
 
 impl Run {
@@ -211,7 +216,11 @@ impl Run {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.send().await.expect("an answer");
+        Self::received(request.send().await.expect("an answer")).await
+    }
+
+    /// The whole answer, also of a stream that ends.
+    async fn received(response: reqwest::Response) -> Answer {
         let status = response.status().as_u16();
         let text = |value: &reqwest::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
@@ -260,15 +269,19 @@ fn mutates(operation: &Operation) -> bool {
     matches!(
         operation.id.as_str(),
         "kvPut" | "kvPatch" | "kvDelete" | "kvDeleteRange" | "kvImport" | "counterAdd" | "txn" | "compact"
+    ) || matches!(
+        operation.id.as_str(),
+        "ttlPut" | "ttlDelete" | "leaseGrant" | "leaseRevoke" | "leaseKeepalive" | "leaseHold"
     )
 }
 
 /// A path of the operation that is good, and query parameters without which it is refused.
 fn plain_target(operation: &Operation) -> String {
-    let path = operation.path.replace("{key}", "plain");
+    let path = operation.path.replace("{key}", "plain").replace("{id}", "7f");
     match operation.id.as_str() {
         "kvDeleteRange" => format!("{path}?prefix=plain"),
         "compact" => format!("{path}?keep_revisions=1000000"),
+        "watch" => format!("{path}?wait=10ms"),
         "logLevelPut" => format!("{path}?level=info"),
         _ => path,
     }
@@ -280,6 +293,8 @@ async fn every_answer_is_as_documented() {
     keys(&mut run).await;
     lists(&mut run).await;
     history_and_counters(&mut run).await;
+    watches(&mut run).await;
+    leases::drive(&mut run).await;
     transactions(&mut run).await;
     maintenance(&mut run).await;
     operations(&mut run).await;
@@ -446,6 +461,8 @@ async fn maintenance(run: &mut Run) {
     run.drive("kvPut", "/v1/kv/later", NO_HEADERS, "", 200).await;
     run.drive("compact", &format!("/v1/compact?revision={}", revision + 2), NO_HEADERS, "", 200).await;
     run.drive("compact", &format!("/v1/compact?revision={}", revision + 1), NO_HEADERS, "", 410).await;
+    run.drive("watch", &format!("/v1/watch?after={}", revision + 1), NO_HEADERS, "", 410).await;
+    run.drive("watch", "/v1/watch", &[("last-event-id", "1")], "", 410).await;
     run.drive("compact", "/v1/compact", JSON, r#"{"keep":"1h"}"#, 200).await;
     run.drive("compact", "/v1/compact", NO_HEADERS, "", 400).await;
     run.drive("compact", "/v1/compact?revision=1&keep=1s", NO_HEADERS, "", 400).await;
@@ -491,6 +508,46 @@ async fn operations(run: &mut Run) {
 }
 
 /// A foreign page, an unknown parameter and another method, for every operation there is.
+async fn watches(run: &mut Run) {
+    let now = run.drive("watch", "/v1/watch?wait=1ms", NO_HEADERS, "", 200).await.json()["revision"].clone();
+    run.drive("kvPut", "/v1/kv/watched", NO_HEADERS, "one", 201).await;
+    run.drive("kvPut", "/v1/kv/watched", &[("content-type", "text/html")], "two", 200).await;
+    run.drive("kvDelete", "/v1/kv/watched", NO_HEADERS, "", 200).await;
+    let polled = format!("/v1/watch?key=watched&after={now}&prev&wait=5s");
+    let answer = run.drive("watch", &polled, NO_HEADERS, "", 200).await.json();
+    assert_eq!(answer["events"].as_array().map(Vec::len), Some(3), "{answer}");
+    for manner in ["initial", "after=0&prev", "after=0&values=false", "initial&values=false&prefix=a/&key=watched"] {
+        let target = format!("/v1/watch?{manner}&timeout=50ms");
+        let lines = run.drive("watch", &target, NO_HEADERS, "", 200).await;
+        assert_eq!(lines.media_type(), Some("application/x-ndjson"));
+        assert!(lines.body.starts_with(b"{\"type\":\"put\""), "{target}: {}", String::from_utf8_lossy(&lines.body));
+        let events = run.drive("watch", &target, &[("accept", "text/event-stream")], "", 200).await;
+        assert_eq!(events.media_type(), Some("text/event-stream"));
+        assert!(events.body.starts_with(b"retry: 1000\n\nevent: put\n"), "{target}");
+    }
+    let json: Headers<'_> = &[("accept", "application/json")];
+    run.drive("watch", "/v1/watch?timeout=1ms", json, "", 406).await;
+    let long = "k".repeat(5000);
+    run.drive("watch", &format!("/v1/watch?key={long}"), NO_HEADERS, "", 414).await;
+    for bad in [
+        "key=",
+        "start=a",
+        "after=-1",
+        "types=gone",
+        "bookmarks=1ms",
+        "limit=5",
+        "wait=1s&initial",
+        "wait=1s&format=sse",
+        "format=json",
+        "timeout=0",
+        "on_compacted=ignore",
+        "ns=a",
+    ] {
+        run.drive("watch", &format!("/v1/watch?{bad}"), NO_HEADERS, "", 400).await;
+    }
+    run.drive("watch", "/v1/watch", &[("last-event-id", "x")], "", 400).await;
+}
+
 async fn refusals_that_all_share(run: &mut Run) {
     for operation in &CONTRACT.operations {
         let target = plain_target(operation);
@@ -562,21 +619,38 @@ async fn reused_idempotency_keys(run: &mut Run) {
         ("kvDeleteRange", "/v1/kv?prefix=once", "text/plain", "", "/v1/kv?prefix=twice"),
         ("counterAdd", "/v1/counters/once", "application/json", "", "/v1/counters/once?add=2"),
         ("txn", "/v1/txn", "application/json", r#"{"then":[{"add":{"key":"once"}}]}"#, "/v1/txn?strict"),
+        ("ttlPut", "/v1/ttl/page?ttl=1h", "application/json", "", "/v1/ttl/page?ttl=2h"),
+        ("ttlDelete", "/v1/ttl/page", "text/plain", "", "/v1/ttl/other"),
+        ("leaseGrant", "/v1/leases?ttl=1h&id=c1", "application/json", "", "/v1/leases?ttl=2h&id=c1"),
+        ("leaseRevoke", "/v1/leases/c1", "text/plain", "", "/v1/leases/c2"),
     ];
+    // By the clock of the moment, also of a replay.
+    let replayed = |answer: &Answer| {
+        let mut json = answer.json();
+        json.as_object_mut().map(|members| members.remove("expires_at"));
+        json
+    };
     for (id, target, content_type, body, other) in requests {
         let operation = CONTRACT.by_id(id);
         let key = format!("key-of-{id}");
         let headers: Headers<'_> = &[("idempotency-key", &key), ("content-type", content_type)];
         let first = run.send(&operation.method, target, headers, body).await;
-        run.note(operation, "with an idempotency key", &first, if id == "kvPut" { 201 } else { 200 });
+        run.note(
+            operation,
+            "with an idempotency key",
+            &first,
+            if matches!(id, "kvPut" | "leaseGrant") { 201 } else { 200 },
+        );
         let again = run.send(&operation.method, target, headers, body).await;
         run.note(operation, "repeated", &again, first.status);
         assert_eq!(again.header("idempotency-replayed"), Some("true"), "{id}");
-        assert_eq!(first.json(), again.json(), "{id}");
+        assert_eq!(replayed(&first), replayed(&again), "{id}");
         let other = run.send(&operation.method, other, headers, body).await;
         run.note(operation, "another request", &other, 422);
     }
 }
+
+mod leases;
 
 /// The judge must be able to say no.
 mod judge {

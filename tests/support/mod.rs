@@ -113,8 +113,30 @@ impl Node {
     }
 
     pub(crate) fn signal_terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub(crate) fn signal_hangup(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    /// SIGSTOP: it stands still until `resume`.
+    pub(crate) fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("the child is there");
+        rustix::process::kill_process(id, signal).expect("the child is there");
+    }
+
+    /// The last lines of what the server has said.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     /// SIGKILL, as a crash.

@@ -57,6 +57,12 @@ impl Writer {
         self.needs_comma = false;
     }
 
+    /// Bytes between JSON texts, as they are.
+    pub(crate) fn plain(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        self.needs_comma = false;
+    }
+
     /// A member's name; its value must follow. Names are ours: plain ASCII.
     pub(crate) fn name(&mut self, name: &str) {
         self.separate();

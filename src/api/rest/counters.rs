@@ -4,6 +4,7 @@ use super::fields::Scalars;
 use super::keys::KEY_ENCODING;
 use super::kv::{foreign, refuse_fence};
 use super::query::Names;
+use super::ttl::ttl_ms;
 use super::{dto, idempotency};
 use crate::api::call::{ALWAYS, Call, Outcome, READ, read_options};
 use crate::api::json::Writer;
@@ -14,7 +15,7 @@ use hyper::StatusCode;
 
 const GET: Names = Names { allowed: &[READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const ADD: Names =
-    Names { allowed: &[&["add", "initial", "min", "max", "on_limit"], KEY_ENCODING, ALWAYS], later: &["ns", "ttl"] };
+    Names { allowed: &[&["add", "initial", "min", "max", "on_limit", "ttl"], KEY_ENCODING, ALWAYS], later: &["ns"] };
 
 pub(crate) async fn get(call: &mut Call) -> Outcome {
     let query = call.query(&GET)?;
@@ -55,7 +56,11 @@ pub(crate) async fn add(call: &mut Call) -> Outcome {
     call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;
     let mut scalars = Scalars::new(&query, &body)?;
-    scalars.refuse_later(&["ttl"])?;
+    let ttl_ms = scalars.duration("ttl")?.map(|ttl| ttl_ms("ttl", ttl)).transpose()?;
+    let lease = match ttl_ms {
+        None => LeaseChoice::Keep,
+        Some(ttl_ms) => LeaseChoice::Implicit { id: call.state.service.new_lease_id(), ttl_ms },
+    };
     let (min, max) = (scalars.int("min")?, scalars.int("max")?);
     let op = Op::Add {
         key: key.clone(),
@@ -64,7 +69,7 @@ pub(crate) async fn add(call: &mut Call) -> Outcome {
         min,
         max,
         clamp: scalars.choice("on_limit", &[("fail", false), ("clamp", true)])?.unwrap_or(false),
-        lease: LeaseChoice::Keep,
+        lease,
     };
     scalars.finish()?;
     if min.zip(max).is_some_and(|(min, max)| min > max) {

@@ -1,7 +1,7 @@
 //! Answers as JSON, in the field order of the contract.
 
 use crate::api::json::Writer;
-use crate::model::{KeyValue, LeaseId, Revision};
+use crate::model::{DeleteReason, KeyValue, LeaseId, Revision};
 
 /// Whether an entry is written with its value or only with its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,11 @@ impl Values {
 }
 
 pub(crate) fn entry(json: &mut Writer, kv: &KeyValue, values: Values) {
+    entry_with_ttl(json, kv, values, None);
+}
+
+/// An entry with the TTL of its lease, where that is at hand.
+pub(crate) fn entry_with_ttl(json: &mut Writer, kv: &KeyValue, values: Values, ttl_ms: Option<u64>) {
     json.open();
     json.key(&kv.key);
     match values {
@@ -30,6 +35,9 @@ pub(crate) fn entry(json: &mut Writer, kv: &KeyValue, values: Values) {
     json.int("mod_revision", kv.mod_revision);
     json.int("version", kv.version);
     lease(json, kv.lease);
+    if let Some(ttl_ms) = ttl_ms {
+        json.count("ttl_ms", ttl_ms);
+    }
     json.close();
 }
 
@@ -46,6 +54,15 @@ pub(crate) fn lease(json: &mut Writer, lease: LeaseId) {
     }
 }
 
+/// Why a key is gone.
+pub(crate) fn reason(reason: DeleteReason) -> &'static str {
+    match reason {
+        DeleteReason::Deleted => "deleted",
+        DeleteReason::Expired => "expired",
+        DeleteReason::LeaseRevoked => "lease_revoked",
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Put<'a> {
     pub(crate) key: &'a [u8],
@@ -53,6 +70,7 @@ pub(crate) struct Put<'a> {
     pub(crate) version: i64,
     pub(crate) created: bool,
     pub(crate) lease: LeaseId,
+    pub(crate) expires_at: Option<&'a str>,
     pub(crate) previous: Option<&'a KeyValue>,
 }
 
@@ -63,6 +81,9 @@ pub(crate) fn put(json: &mut Writer, put: &Put<'_>) {
     json.int("version", put.version);
     json.bool("created", put.created);
     lease(json, put.lease);
+    if let Some(expires_at) = put.expires_at {
+        json.text("expires_at", expires_at);
+    }
     if let Some(previous) = put.previous {
         json.name("previous");
         entry(json, previous, Values::Shown);

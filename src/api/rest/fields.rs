@@ -180,8 +180,9 @@ impl<'q, 'a> Scalars<'q, 'a> {
         Ok(Self { query, fields })
     }
 
-    pub(crate) fn refuse_later(&self, names: &[&str]) -> Result<(), Problem> {
-        self.fields.refuse_later(names)
+    /// A member of the body that is read elsewhere.
+    pub(crate) fn skip(&mut self, name: &'static str) {
+        self.fields.take(name);
     }
 
     pub(crate) fn int(&mut self, name: &'static str) -> Result<Option<i64>, Problem> {

@@ -1,12 +1,13 @@
 //! A key's versions: `/v1/history/{key}`.
 
+use super::dto;
 use super::keys::KEY_ENCODING;
 use super::kv::not_found;
 use super::query::Names;
 use crate::api::call::{ALWAYS, Call, Outcome, READ, read_options};
 use crate::api::json::Writer;
 use crate::model::limits::{HISTORY_PAGE_DEFAULT, HISTORY_PAGE_MAX};
-use crate::model::{DeleteReason, HistoryItem, HistoryOp, HistoryPage, KeyValue, Revision};
+use crate::model::{HistoryItem, HistoryOp, HistoryPage, KeyValue, Revision};
 use hyper::StatusCode;
 
 const GET: Names = Names { allowed: &[&["limit", "before", "keys_only"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
@@ -59,14 +60,7 @@ fn write_item(json: &mut Writer, item: &HistoryItem, keys_only: bool) {
             json.text("type", "delete");
             json.int("revision", *revision);
             json.int("version", 0);
-            json.text(
-                "reason",
-                match reason {
-                    DeleteReason::Deleted => "deleted",
-                    DeleteReason::Expired => "expired",
-                    DeleteReason::LeaseRevoked => "lease_revoked",
-                },
-            );
+            json.text("reason", dto::reason(*reason));
         }
     }
     json.close();
@@ -89,6 +83,7 @@ fn write_put(json: &mut Writer, kv: &KeyValue, keys_only: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::DeleteReason;
 
     #[test]
     fn a_page_reads_as_documented_and_says_where_to_go_on() {

@@ -3,6 +3,7 @@
 use super::conditions::{Conditions, Tags, etag, if_none_match};
 use super::keys::KEY_ENCODING;
 use super::query::{Names, Query};
+use super::ttl::{CHOICE, choice_by_query, key_expires_at};
 use super::{dto, idempotency};
 use crate::api::body::Body;
 use crate::api::call::{ALWAYS, Call, Outcome, READ, Reply as Answered, read_options};
@@ -12,7 +13,7 @@ use crate::api::receive;
 use crate::api::status::Code;
 use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, WAIT_MAX_MS};
 use crate::model::{
-    Failure, Fault, KeyRange, KeyValue, LeaseChoice, Op, OpReply, PutOp, RangeOp, Reply, Revision, Txn, TxnReply, Why,
+    Failure, Fault, KeyRange, KeyValue, Op, OpReply, PutOp, RangeOp, Reply, Revision, Txn, TxnReply, Why,
 };
 use crate::service::{Answer, Context, Header, ReadOptions, WaitOp};
 use bytes::Bytes;
@@ -26,13 +27,13 @@ use std::time::Duration;
 const TENURE_CREATE_REVISION: HeaderName = HeaderName::from_static("tenure-create-revision");
 const TENURE_VERSION: HeaderName = HeaderName::from_static("tenure-version");
 const TENURE_LEASE: HeaderName = HeaderName::from_static("tenure-lease");
-const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
+pub(super) const TENURE_WAIT_MS: HeaderName = HeaderName::from_static("tenure-wait-ms");
+const TENURE_TTL_MS: HeaderName = HeaderName::from_static("tenure-ttl-ms");
 const TENURE_FENCE: &str = "tenure-fence";
 
 const GET: Names = Names { allowed: &[&["revision", "format", "wait"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const HEAD: Names = Names { allowed: &[&["revision", "format"], READ, KEY_ENCODING, ALWAYS], later: &["ns"] };
-const PUT: Names =
-    Names { allowed: &[&["cas", "prev"], KEY_ENCODING, ALWAYS], later: &["ns", "ttl", "lease", "keep_ttl"] };
+const PUT: Names = Names { allowed: &[&["cas", "prev"], CHOICE, KEY_ENCODING, ALWAYS], later: &["ns"] };
 const DELETE: Names = Names { allowed: &[&["cas", "prev"], KEY_ENCODING, ALWAYS], later: &["ns"] };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,17 +67,21 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
         return Err(not_found(&key).header(header));
     };
     let unchanged = none_match.is_some_and(|tags| tags.match_weakly(Some(&kv)));
+    let ttl_ms = call.state.service.lease_ttl_ms(kv.lease);
     let mut answered = match (unchanged, format) {
         (true, _) => not_modified(header),
         (false, Format::Raw) => raw(call, header, &kv)?,
         (false, Format::Json) => {
             let mut json = Writer::with_capacity(kv.value.len() + kv.key.len() + 160);
-            dto::entry(&mut json, &kv, dto::Values::Shown);
+            dto::entry_with_ttl(&mut json, &kv, dto::Values::Shown, ttl_ms);
             call.json(StatusCode::OK, Some(header), json)?
         }
     };
     let headers = answered.response.headers_mut();
     describe(headers, &kv);
+    if let Some(ttl_ms) = ttl_ms {
+        headers.insert(TENURE_TTL_MS, ttl_ms.into());
+    }
     if let Some(wait) = wait {
         headers.insert(TENURE_WAIT_MS, u64::try_from(wait.as_millis()).unwrap_or(WAIT_MAX_MS).into());
     }
@@ -168,7 +173,7 @@ pub(crate) async fn put(call: &mut Call) -> Outcome {
     let write = Write::prepare(call, &query, key.clone())?;
     let value = receive::whole(call).await?;
     let idempotency = idempotency::of(call, &query, &value, &write.context.caller)?;
-    let lease = LeaseChoice::Detach;
+    let lease = choice_by_query(call, &query)?;
     let op = Op::Put(PutOp { key, value, content_type, lease, prev_kv: write.prev_kv, ignore_value: false });
     write.run(call, op, idempotency).await
 }
@@ -186,7 +191,7 @@ pub(crate) async fn patch(call: &mut Call) -> Outcome {
     let patch = receive::whole(call).await?;
     parse(&patch).map_err(|error| Problem::body(format!("the patch is not acceptable JSON: {error}")))?;
     let idempotency = idempotency::of(call, &query, &patch, &write.context.caller)?;
-    let op = Op::MergePatch { key, patch, prev_kv: write.prev_kv, lease: LeaseChoice::Detach };
+    let op = Op::MergePatch { key, patch, prev_kv: write.prev_kv, lease: choice_by_query(call, &query)? };
     write.run(call, op, idempotency).await
 }
 
@@ -259,8 +264,9 @@ impl Write {
             _ => return Err(foreign("another operation's reply")),
         };
         let mut json = Writer::with_capacity(96 + self.key.len());
-        let previous = prev.as_ref();
-        dto::put(&mut json, &dto::Put { key: &self.key, revision, version, created, lease, previous });
+        let (previous, expires_at) = (prev.as_ref(), key_expires_at(&call.state, lease));
+        let expires_at = expires_at.as_deref();
+        dto::put(&mut json, &dto::Put { key: &self.key, revision, version, created, lease, expires_at, previous });
         let status = if created { StatusCode::CREATED } else { StatusCode::OK };
         let mut answered = call.json(status, Some(header), json)?;
         let headers = answered.response.headers_mut();

@@ -21,8 +21,8 @@ use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue
 use hyper::{Response, StatusCode};
 use std::io;
 
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Entries per page of a stream: enough to be cheap, few enough to be answered soon.
 const STREAM_PAGE: u64 = 1000;
 
@@ -39,7 +39,7 @@ const DELETE: Names =
     Names { allowed: &[&["prefix", "start", "end", "all", "dry_run", "prev"], ALWAYS], later: &["ns"] };
 
 /// `start` and `end`, both or neither.
-fn span(query: &Query) -> Result<Option<KeyRange>, Problem> {
+pub(super) fn span(query: &Query) -> Result<Option<KeyRange>, Problem> {
     match (query.bytes("start"), query.bytes("end")) {
         (None, None) => Ok(None),
         (Some(start), Some(end)) if !end.is_empty() => {
@@ -170,7 +170,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let page = answer.body;
     let next = listing.next_cursor(&page);
     let mut json = Writer::with_capacity(1024);
-    write(&mut json, &listing.op, &page, next.as_deref());
+    write(&mut json, &listing.op, &page, next.as_deref(), &call.state.service);
     let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
     if let Some(link) = next.and_then(|next| HeaderValue::try_from(link(call, &next)).ok()) {
         answered.response.headers_mut().insert(LINK, link);
@@ -178,13 +178,15 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     Ok(answered)
 }
 
-fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>) {
+fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>, service: &Service) {
     json.open();
     json.int("revision", page.revision);
     if !op.count_only {
         json.name("items");
         json.open_list();
-        page.items.iter().for_each(|kv| dto::entry(json, kv, Values::unless(op.keys_only)));
+        for kv in &page.items {
+            dto::entry_with_ttl(json, kv, Values::unless(op.keys_only), service.lease_ttl_ms(kv.lease));
+        }
         json.close_list();
         if op.delimiter.is_some() {
             json.name("prefixes");

@@ -108,7 +108,8 @@ pub(crate) fn config(call: &mut Call) -> Outcome {
     call.query(&PLAIN)?;
     call.accepts(&["application/json"])?;
     let mut json = Writer::default();
-    json.item_raw(call.state.options.config.to_string().as_bytes());
+    let config = call.state.options.config.borrow().to_string();
+    json.item_raw(config.as_bytes());
     call.json(StatusCode::OK, None, json)
 }
 

@@ -23,6 +23,11 @@ pub(crate) struct Query {
 
 impl Query {
     pub(crate) fn parse(raw: Option<&str>, names: &Names) -> Result<Self, Problem> {
+        Self::parse_repeating(raw, names, &[])
+    }
+
+    /// As `parse`, where some names may be given more than once.
+    pub(crate) fn parse_repeating(raw: Option<&str>, names: &Names, repeatable: &[&str]) -> Result<Self, Problem> {
         let mut query = Self::default();
         let Some(raw) = raw else { return Ok(query) };
         for part in raw.split('&').filter(|part| !part.is_empty()) {
@@ -39,7 +44,7 @@ impl Query {
             if !names.allowed.iter().any(|group| group.contains(&&*name)) {
                 return Err(unknown(&name, names.allowed.iter().copied().flatten().copied()));
             }
-            if query.pairs.iter().any(|(known, _)| *known == name) {
+            if !repeatable.contains(&&*name) && query.pairs.iter().any(|(known, _)| *known == name) {
                 return Err(Problem::parameter(&name, format!("`{name}` is given more than once")));
             }
             let value = match value {
@@ -65,6 +70,12 @@ impl Query {
     /// The value's bytes; those of a bare name are empty.
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.find(name).map(|value| value.as_deref().unwrap_or_default())
+    }
+
+    /// Every value of a name that may be repeated, in the order given.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let named = self.pairs.iter().filter(move |(known, _)| known == name);
+        named.map(|(_, value)| value.as_deref().unwrap_or_default())
     }
 
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>, Problem> {
@@ -285,6 +296,13 @@ mod tests {
             assert!(parse(malformed).is_err(), "{malformed}");
         }
         assert!(text(parse("ttl=5s").unwrap_err()).contains("not available in this version yet"));
+    }
+
+    #[test]
+    fn only_what_may_be_repeated_is() {
+        let query = Query::parse_repeating(Some("prefix=a&limit=1&prefix=&prefix"), &NAMES, &["prefix"]).unwrap();
+        assert_eq!(query.all("prefix").collect::<Vec<_>>(), [&b"a"[..], b"", b""]);
+        assert!(Query::parse_repeating(Some("limit=1&limit=1"), &NAMES, &["prefix"]).is_err());
     }
 
     #[test]

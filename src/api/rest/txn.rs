@@ -5,6 +5,7 @@ use super::fields::{Fields, parse_body};
 use super::idempotency;
 use super::kv::{foreign, refuse_fence};
 use super::query::{Names, unknown};
+use super::ttl::{NewId, choice_by_fields, lease_id};
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::json::{Node, Value, Writer};
 use crate::api::problem::Problem;
@@ -20,7 +21,6 @@ use hyper::StatusCode;
 
 const NAMES: Names = Names { allowed: &[&["strict"], ALWAYS], later: &["ns"] };
 const OPERATIONS: [&str; 5] = ["put", "delete", "get", "list", "add"];
-const LATER: [&str; 3] = ["ttl", "lease", "keep_ttl"];
 
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&NAMES)?;
@@ -29,7 +29,7 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
     let strict = query.flag("strict")?;
     let context = call.context(&query)?;
     let body = receive::whole(call).await?;
-    let request = decode(&body)?;
+    let request = decode(&body, &|| call.state.service.new_lease_id())?;
     let idempotency = idempotency::of(call, &query, &body, &context.caller)?;
     let answer = call.state.service.txn(&context, request.txn, idempotency).await?;
     let (reply, outcome_only) = match answer.body {
@@ -76,7 +76,7 @@ enum Shape {
     Add,
 }
 
-fn decode(body: &[u8]) -> Result<Request, Problem> {
+fn decode(body: &[u8], new_id: NewId<'_>) -> Result<Request, Problem> {
     let mut fields = Fields::of(parse_body(body)?, "")?;
     let compares = fields.list("if")?;
     let success = fields.list("then")?;
@@ -88,15 +88,15 @@ fn decode(body: &[u8]) -> Result<Request, Problem> {
         }
     }
     let compares = each(compares, "if", compare)?;
-    let (success, success_shapes) = each(success, "then", operation)?.into_iter().unzip();
-    let (failure, failure_shapes) = each(failure, "else", operation)?.into_iter().unzip();
+    let (success, success_shapes) = each(success, "then", |fields| operation(fields, new_id))?.into_iter().unzip();
+    let (failure, failure_shapes) = each(failure, "else", |fields| operation(fields, new_id))?.into_iter().unzip();
     Ok(Request { txn: Txn { compares, success, failure }, success: success_shapes, failure: failure_shapes })
 }
 
 fn each<'a, T>(
     nodes: Vec<Node<'a>>,
     list: &str,
-    read: fn(Fields<'a>) -> Result<T, Problem>,
+    read: impl Fn(Fields<'a>) -> Result<T, Problem>,
 ) -> Result<Vec<T>, Problem> {
     nodes.into_iter().enumerate().map(|(at, node)| read(Fields::of(node, format!("{list}[{at}]"))?)).collect()
 }
@@ -124,9 +124,9 @@ fn key_or_range(fields: &mut Fields<'_>) -> Result<KeyRange, Problem> {
 }
 
 fn compare(mut fields: Fields<'_>) -> Result<Compare, Problem> {
-    fields.refuse_later(&["lock", "token", "lease"])?;
+    fields.refuse_later(&["lock", "token"])?;
     let range = key_or_range(&mut fields)?;
-    let targets = ["exists", "value", "value_base64", "revision", "create_revision", "version"];
+    let targets = ["exists", "value", "value_base64", "revision", "create_revision", "version", "lease"];
     let mut found = None;
     for target in targets {
         if let Some(node) = fields.take(target) {
@@ -163,6 +163,8 @@ fn condition(fields: &Fields<'_>, target: &'static str, node: Node<'_>) -> Resul
         ("value" | "value_base64", _) => {
             return Err(fields.wrong(target, "a string, or an object with one comparison"));
         }
+        ("lease", Value::String(text)) => CompareTarget::Lease(if text == "0" { 0 } else { lease_id(target, &text)? }),
+        ("lease", _) => return Err(fields.wrong(target, "a lease's id as text, or `\"0\"` for none")),
         (_, operand) => number(fields, target, &operand)?,
     };
     Ok((op, target))
@@ -203,7 +205,7 @@ fn comparison<'a>(
     }
 }
 
-fn operation(mut fields: Fields<'_>) -> Result<(Op, Shape), Problem> {
+fn operation(mut fields: Fields<'_>, new_id: NewId<'_>) -> Result<(Op, Shape), Problem> {
     let names: Vec<String> = fields.names().map(str::to_owned).collect();
     let [name] = &names[..] else {
         return Err(Problem::body(format!(
@@ -222,11 +224,11 @@ fn operation(mut fields: Fields<'_>) -> Result<(Op, Shape), Problem> {
     let node = fields.take(known).ok_or_else(|| Problem::body("an operation is missing"))?;
     let mut inner = Fields::of(node, place)?;
     let read = match known {
-        "put" => put(&mut inner)?,
+        "put" => put(&mut inner, new_id)?,
         "delete" => delete(&mut inner)?,
         "get" => (Op::Range(RangeOp::newest(KeyRange::key(inner.require_key()?))), Shape::Get),
         "list" => list(&mut inner)?,
-        _ => add(&mut inner)?,
+        _ => add(&mut inner, new_id)?,
     };
     inner.finish()?;
     Ok(read)
@@ -249,14 +251,14 @@ pub(super) fn stored_type(fields: &mut Fields<'_>, is_json: bool) -> Result<Opti
     }
 }
 
-fn put(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
-    fields.refuse_later(&LATER)?;
+fn put(fields: &mut Fields<'_>, new_id: NewId<'_>) -> Result<(Op, Shape), Problem> {
     let key = fields.require_key()?;
+    let lease = choice_by_fields(new_id, fields, LeaseChoice::Detach)?;
     let value = fields.value()?;
     let (value, is_json) = value.ok_or_else(|| fields.wrong("value", "there, nor `value_base64`, nor `value_json`"))?;
     let content_type = stored_type(fields, is_json)?;
     let prev_kv = fields.bool("prev")?.unwrap_or(false);
-    let op = PutOp { key, value, content_type, lease: LeaseChoice::Detach, prev_kv, ignore_value: false };
+    let op = PutOp { key, value, content_type, lease, prev_kv, ignore_value: false };
     Ok((Op::Put(op), Shape::Put))
 }
 
@@ -296,9 +298,9 @@ fn list(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
     Ok((Op::Range(op), Shape::List { values: Values::unless(keys_only), count_only }))
 }
 
-fn add(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
-    fields.refuse_later(&LATER)?;
+fn add(fields: &mut Fields<'_>, new_id: NewId<'_>) -> Result<(Op, Shape), Problem> {
     let key = fields.require_key()?;
+    let lease = choice_by_fields(new_id, fields, LeaseChoice::Keep)?;
     let by = fields.int("by")?.unwrap_or(1);
     let initial = fields.int("initial")?.unwrap_or(0);
     let (min, max) = (fields.int("min")?, fields.int("max")?);
@@ -310,7 +312,7 @@ fn add(fields: &mut Fields<'_>) -> Result<(Op, Shape), Problem> {
         Some("clamp") => true,
         Some(_) => return Err(fields.wrong("on_limit", "`fail` or `clamp`")),
     };
-    Ok((Op::Add { key, by, initial, min, max, clamp, lease: LeaseChoice::Keep }, Shape::Add))
+    Ok((Op::Add { key, by, initial, min, max, clamp, lease }, Shape::Add))
 }
 
 /// Which members an answer has.
@@ -355,7 +357,7 @@ fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: R
         (Shape::Put, OpReply::Put { key, version, created, lease, prev }) => {
             json.name("put");
             let (version, created, lease, previous) = (*version, *created, *lease, prev.as_ref());
-            dto::put(json, &dto::Put { key, revision, version, created, lease, previous });
+            dto::put(json, &dto::Put { key, revision, version, created, lease, expires_at: None, previous });
         }
         (Shape::Delete { prev: wanted }, OpReply::Delete { deleted, prev }) => {
             json.name("delete");

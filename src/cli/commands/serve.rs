@@ -5,6 +5,7 @@ use crate::cli::server_flags::ServerFlags;
 use crate::node;
 
 pub(in crate::cli) fn run(flags: ServerFlags) -> Result<(), CliError> {
-    let checked = flags.layered()?.check()?;
-    node::run(checked).map_err(|error| CliError::other(error.to_string()))
+    let checked = flags.clone().layered()?.check()?;
+    let reread = Box::new(move || flags.clone().layered()?.check());
+    node::run(checked, reread).map_err(|error| CliError::other(error.to_string()))
 }

@@ -57,13 +57,13 @@ impl Source<'_> {
             CompareTarget::CreateRevision(wanted) => number(head.map(|head| head.create), *wanted),
             CompareTarget::ModRevision(wanted) => number(head.map(|head| head.main), *wanted),
             CompareTarget::Lease(wanted) => number(head.map(|head| head.lease), *wanted),
-            CompareTarget::Value(wanted) => match head {
+            CompareTarget::Value(wanted) => match key {
                 None => return Ok(false),
                 // Sizes decide most comparisons for equality without reading the value.
-                Some(head) if compare.op == CompareOp::Equal && !has_size(head.value_size, wanted.len()) => {
+                Some(key) if compare.op == CompareOp::Equal && !has_size(key.head.value_size, wanted.len()) => {
                     return Ok(false);
                 }
-                Some(head) => self.fetch(head.place(), true)?.value.cmp(wanted),
+                Some(key) => self.value(key)?.cmp(wanted),
             },
         };
         Ok(match compare.op {

@@ -4,18 +4,18 @@
 //! depends on the state before it and on log time only.
 
 mod compare;
+mod lease;
 mod ops;
 mod work;
 mod write;
 
 use super::Stop;
 use super::authority::{Authorized, authorize};
-use super::hash;
 use super::idempotency::Found;
-use super::root::{FEATURE_LEVEL_MAX, LEASE_BYTES, Lease};
+use super::root::FEATURE_LEVEL_MAX;
 use super::validate::validate;
 use super::writer::Machine;
-use crate::model::{Command, DeleteReason, Fault, LeaseId, Proposal, Rejection, Reply, Revision, RevisionEvents};
+use crate::model::{Command, Fault, LeaseId, Proposal, Rejection, Reply, Revision, RevisionEvents};
 use serde::{Deserialize, Serialize};
 use work::Work;
 
@@ -26,8 +26,23 @@ pub struct Applied {
     pub outcomes: Vec<Outcome>,
     /// Of the revisions that the batch made, rising.
     pub events: Vec<RevisionEvents>,
+    /// What became of leases, in order.
+    pub leases: Vec<LeaseChange>,
     /// The store's revision after the batch.
     pub revision: Revision,
+}
+
+/// What whoever counts a lease's time must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// Granted, renewed through the log, or given a TTL: it has the whole of it from now on.
+    Started {
+        id: LeaseId,
+        ttl_ms: u64,
+    },
+    Ended {
+        id: LeaseId,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,7 +106,13 @@ impl Machine {
         match command.get() {
             Command::Txn(_) => Err(Stop::invariant("a transaction is no other command")),
             Command::LeaseRevoke { id, reason } => self.revoke(*id, *reason, events),
-            Command::LeaseGrant { id, ttl_ms } => self.grant(*id, *ttl_ms),
+            Command::LeaseGrant { id, ttl_ms } => self.grant(*id, *ttl_ms, None),
+            Command::LeaseGrantLabelled { id, ttl_ms, label } => self.grant(*id, *ttl_ms, Some(label)),
+            Command::LeaseExpire { term, leases } => self.expire(*term, leases, events),
+            Command::LeaseCheckpoint { term, leases } => self.checkpoint(*term, leases),
+            Command::LeaseRenew { id } => self.renew_lease(*id),
+            Command::TtlSet { key, id, ttl_ms } => self.set_ttl(key, *id, *ttl_ms),
+            Command::TtlClear { key } => self.clear_ttl(key),
             Command::Compact { revision } => self.compact(*revision),
             Command::RaiseFeatureLevel { level } => self.raise_feature_level(*level),
             Command::SetQuota { bytes } => {
@@ -99,35 +120,6 @@ impl Machine {
                 Ok(Reply::Quota { bytes: *bytes })
             }
         }
-    }
-
-    fn grant(&mut self, id: LeaseId, ttl_ms: u64) -> Result<Reply, Stop> {
-        let root = &mut self.root;
-        if root.leases.contains_key(&id) {
-            return Err(Rejection::LeaseExists(id).into());
-        }
-        if root.used_bytes() + LEASE_BYTES > root.numbers.quota_bytes {
-            return Err(Rejection::QuotaExceeded { quota_bytes: root.numbers.quota_bytes }.into());
-        }
-        root.leases.insert(id, Lease { ttl_ms, implicit: false });
-        root.sum.add(hash::lease(id, ttl_ms, false));
-        Ok(Reply::LeaseGranted { id, ttl_ms, revision: root.numbers.revision })
-    }
-
-    fn revoke(&mut self, id: LeaseId, reason: DeleteReason, events: &mut Vec<RevisionEvents>) -> Result<Reply, Stop> {
-        if !self.root.leases.contains_key(&id) {
-            return Err(Rejection::LeaseNotFound(id).into());
-        }
-        let mut work = Work::begin(self);
-        let deleted = match work.revoke(id, reason) {
-            Ok(deleted) => deleted,
-            Err(stop) => {
-                work.abort();
-                return Err(stop);
-            }
-        };
-        events.extend(work.commit());
-        Ok(Reply::LeaseRevoked { deleted, revision: self.root.numbers.revision })
     }
 
     /// Reads below fail at once; what they would have read is removed step by step later.

@@ -66,8 +66,7 @@ impl Work<'_> {
         let prev = self.former(old, put.prev_kv)?;
         let (value, content_type) = if put.ignore_value {
             let old = old.ok_or_else(|| Rejection::KeyNotFound { key: put.key.clone() })?;
-            let stored = self.source().fetch(old.head.place(), true)?;
-            (stored.value.clone(), stored.content_type.clone())
+            (self.source().value(old)?, old.head.content_type.clone())
         } else {
             let declared = put.content_type.as_deref().map(|declared| self.machine.content_types.shared(declared));
             (put.value.clone(), declared)
@@ -97,9 +96,9 @@ impl Work<'_> {
         let (previous, content_type) = match old {
             None => (initial, None),
             Some(old) => {
-                let stored = self.source().fetch(old.head.place(), true)?;
-                let previous = counter(&stored.value).ok_or_else(|| Rejection::NotACounter { key: key.clone() })?;
-                (previous, stored.content_type.clone())
+                let stored = self.source().value(old)?;
+                let previous = counter(&stored).ok_or_else(|| Rejection::NotACounter { key: key.clone() })?;
+                (previous, old.head.content_type.clone())
             }
         };
         let (value, clamped) = bounds.apply(previous, by).map_err(|error| match error {
@@ -129,14 +128,14 @@ impl Work<'_> {
         let indexed = self.indexed(key);
         let old = live(indexed.as_ref()).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
         let prev = self.former(Some(old), prev_kv)?;
-        let stored = self.source().fetch(old.head.place(), true)?;
-        let value = patch::merge(&stored.value, patch).map_err(|error| match error {
+        let stored = self.source().value(old)?;
+        let value = patch::merge(&stored, patch).map_err(|error| match error {
             PatchError::Target => Rejection::NotJson { key: key.clone() },
             PatchError::Patch => {
                 Rejection::Invalid { field: "patch".into(), problem: "not JSON, or nested too deep".into() }
             }
         })?;
-        let content_type = stored.content_type.clone().unwrap_or_else(|| self.machine.content_types.shared(JSON));
+        let content_type = old.head.content_type.clone().unwrap_or_else(|| self.machine.content_types.shared(JSON));
         let written = self.write(Write {
             key,
             old: indexed.as_deref(),

@@ -11,8 +11,8 @@ use super::super::index::{KeyRecord, Place};
 use super::super::read::{Source, event};
 use super::super::root::{Lease, Numbers, Root};
 use super::super::writer::Machine;
-use crate::model::{Event, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
-use crate::storage::record::{Record, RecordKind};
+use crate::model::{Event, LeaseChoice, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
+use crate::storage::record::Record;
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ pub(super) struct Work<'m> {
     /// In step with the records that it has added to `machine.pending`.
     pub(super) former: Vec<Former>,
     first_pending: usize,
+    first_change: usize,
     pub(super) superseded_bytes: u64,
     /// Something other than a delete was written.
     pub(super) grew: bool,
@@ -43,15 +44,25 @@ struct Tables {
     numbers: Numbers,
     sum: Sum,
     leases: OrdMap<LeaseId, Lease>,
+    lease_bytes: u64,
+    lease_starts: u64,
     attached: OrdSet<(LeaseId, Bytes)>,
 }
 
 impl<'m> Work<'m> {
     pub(super) fn begin(machine: &'m mut Machine) -> Self {
-        let Root { numbers, sum, leases, attached, .. } = &machine.root;
+        let Root { numbers, sum, leases, lease_bytes, lease_starts, attached, .. } = &machine.root;
         Self {
             main: numbers.revision + 1,
-            before: Tables { numbers: *numbers, sum: *sum, leases: leases.clone(), attached: attached.clone() },
+            before: Tables {
+                numbers: *numbers,
+                sum: *sum,
+                leases: leases.clone(),
+                lease_bytes: *lease_bytes,
+                lease_starts: *lease_starts,
+                attached: attached.clone(),
+            },
+            first_change: machine.lease_changes.len(),
             undo: Vec::new(),
             former: Vec::new(),
             first_pending: machine.pending.len(),
@@ -74,12 +85,28 @@ impl<'m> Work<'m> {
 
     /// Puts a key's new state into the index.
     pub(super) fn replace(&mut self, key: KeyRecord, record: Record, former: Former) {
-        let name = key.key.clone();
-        let old = self.machine.root.index.insert(Arc::new(key));
-        self.undo.push((name, old));
+        self.insert(key);
         self.superseded_bytes += former.bytes;
         self.former.push(former);
         self.machine.pending.push(Arc::new(record));
+    }
+
+    fn insert(&mut self, key: KeyRecord) {
+        let name = key.key.clone();
+        self.machine.values.adopt(&key);
+        let old = self.machine.root.index.insert(Arc::new(key));
+        if let Some(old) = &old {
+            self.machine.values.release(old);
+        }
+        self.undo.push((name, old));
+    }
+
+    /// Changes what a key is attached to without writing a version of it.
+    pub(super) fn hang(&mut self, key: &Bytes, choice: LeaseChoice) -> Result<(), Stop> {
+        let old = self.indexed(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
+        let lease = self.attach(&old.key, old.head.lease, choice)?;
+        self.insert(old.with_lease(lease));
+        Ok(())
     }
 
     /// Evaluates every compare, at every depth, against the state before any write; then runs.
@@ -107,12 +134,9 @@ impl<'m> Work<'m> {
         let records = &machine.pending[self.first_pending..];
         let events: Arc<[Event]> =
             records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();
-        for (record, former) in records.iter().zip(&self.former) {
-            if record.kind == RecordKind::Put {
-                machine.values.keep(record);
-            }
-            if let Some(place) = former.place.filter(|place| !place.tombstone) {
-                machine.fading.push(&machine.values, place.main, place.sub, former.bytes);
+        for (_, old) in self.undo {
+            if let Some(old) = old.filter(|old| old.head.is_live() && old.slot.is_as_stored()) {
+                machine.values.keep_former(old);
             }
         }
         Some(RevisionEvents { revision: self.main, events })
@@ -122,15 +146,24 @@ impl<'m> Work<'m> {
         let machine = self.machine;
         machine.pending.truncate(self.first_pending);
         for (key, old) in self.undo.into_iter().rev() {
-            match old {
-                Some(old) => machine.root.index.insert(old),
+            let new = match old {
+                Some(old) => {
+                    machine.values.adopt(&old);
+                    machine.root.index.insert(old)
+                }
                 None => machine.root.index.remove(&key),
             };
+            if let Some(new) = new {
+                machine.values.release(&new);
+            }
         }
-        let Tables { numbers, sum, leases, attached } = self.before;
+        machine.lease_changes.truncate(self.first_change);
+        let Tables { numbers, sum, leases, lease_bytes, lease_starts, attached } = self.before;
         machine.root.numbers = numbers;
         machine.root.sum = sum;
         machine.root.leases = leases;
+        machine.root.lease_bytes = lease_bytes;
+        machine.root.lease_starts = lease_starts;
         machine.root.attached = attached;
     }
 }

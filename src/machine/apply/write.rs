@@ -2,9 +2,9 @@
 
 use super::super::Stop;
 use super::super::hash;
-use super::super::index::{Direction, Head, History, KeyRecord};
+use super::super::index::{Direction, Head, History, KeyRecord, Slot};
 use super::super::read::live_in;
-use super::super::root::{Lease, logical_bytes};
+use super::super::root::logical_bytes;
 use super::work::{Former, Work};
 use crate::model::{DeleteReason, KeyRange, KeyValue, LeaseChoice, LeaseId, Rejection};
 use crate::storage::record::{Record, RecordKind};
@@ -79,7 +79,8 @@ impl Work<'_> {
             former.bytes = bytes;
         }
         let history = old.map_or(History::None, |old| old.history.pushed(old.head.place()));
-        self.replace(KeyRecord { key: record.key.clone(), head, history }, record, former);
+        let slot = if head.is_live() { Slot::full(record.value.clone()) } else { Slot::default() };
+        self.replace(KeyRecord { key: record.key.clone(), head, history, slot }, record, former);
     }
 
     pub(super) fn delete_range(
@@ -117,7 +118,7 @@ impl Work<'_> {
             value: Bytes::new(),
         };
         let head = Head { main, create: 0, version: 0, lease: 0, content_type: None, hash: [0; 2], value_size: 0, sub };
-        // A tombstone is history from the start: compaction to its own revision removes it.
+        // A tombstone is history from the start. The one revision it outlives its own compaction by is not counted.
         self.superseded_bytes += logical_bytes(old.key.len(), 0, None);
         self.supersede(Some(old), head, record);
         Ok(())
@@ -138,30 +139,22 @@ impl Work<'_> {
             self.delete(&old, reason)?;
             deleted += 1;
         }
-        self.end_lease(id);
+        self.machine.end_lease(id);
         Ok(deleted)
     }
 
-    fn end_lease(&mut self, id: LeaseId) {
-        let root = &mut self.machine.root;
-        if let Some(Lease { ttl_ms, implicit }) = root.leases.remove(&id) {
-            root.sum.remove(hash::lease(id, ttl_ms, implicit));
-        }
-    }
-
     /// Moves a key from the lease that it has to the one that is chosen, which it answers.
-    fn attach(&mut self, key: &Bytes, current: LeaseId, choice: LeaseChoice) -> Result<LeaseId, Stop> {
+    pub(super) fn attach(&mut self, key: &Bytes, current: LeaseId, choice: LeaseChoice) -> Result<LeaseId, Stop> {
         let wanted = match choice {
             LeaseChoice::Detach => 0,
             LeaseChoice::Keep => current,
             LeaseChoice::Attach(id) if id == 0 || self.machine.root.leases.contains_key(&id) => id,
             LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id).into()),
             LeaseChoice::Implicit { id, ttl_ms } => {
-                let root = &mut self.machine.root;
-                if root.leases.insert(id, Lease { ttl_ms, implicit: true }).is_some() {
+                if self.machine.root.leases.contains_key(&id) {
                     return Err(Rejection::LeaseExists(id).into());
                 }
-                root.sum.add(hash::lease(id, ttl_ms, true));
+                self.machine.start_lease(id, ttl_ms, None, true);
                 id
             }
         };
@@ -174,7 +167,7 @@ impl Work<'_> {
             root.sum.remove(hash::attachment(current, key));
             let is_used = root.attached.range((current, Bytes::new())..).next().is_some_and(|(of, _)| *of == current);
             if !is_used && root.leases.get(&current).is_some_and(|lease| lease.implicit) {
-                self.end_lease(current);
+                self.machine.end_lease(current);
             }
         }
         if wanted != 0 {

@@ -1,8 +1,10 @@
 //! One key of the index: its newest version (`Head`) and the places of its older ones.
 //!
-//! Invariants: immutable once in the tree; older versions rise strictly by revision and lie below
-//! the head; a key has at most one version per revision. It must not know values.
+//! Invariants: immutable once in the tree, but for its `Slot`, which decides no answer; older
+//! versions rise strictly by revision and lie below the head; a key has at most one version per
+//! revision. It must not know what values mean.
 
+use super::Slot;
 use crate::model::{LeaseId, Revision};
 use bytes::Bytes;
 use imbl::Vector;
@@ -47,9 +49,26 @@ pub(crate) struct KeyRecord {
     pub(crate) key: Bytes,
     pub(crate) head: Head,
     pub(crate) history: History,
+    pub(crate) slot: Slot,
 }
 
 impl KeyRecord {
+    /// The same key at the same version with another history; the value moves over.
+    pub(crate) fn with_history(&self, history: History) -> Self {
+        Self {
+            key: self.key.clone(),
+            head: self.head.clone(),
+            history,
+            slot: self.slot.moved(self.slot.is_as_stored()),
+        }
+    }
+
+    /// The same version attached to another lease than it was written with.
+    pub(crate) fn with_lease(&self, lease: LeaseId) -> Self {
+        let head = Head { lease, ..self.head.clone() };
+        Self { key: self.key.clone(), head, history: self.history.clone(), slot: self.slot.moved(false) }
+    }
+
     /// The version that was the newest at `revision`.
     pub(crate) fn at(&self, revision: Revision) -> Option<Place> {
         if self.head.main <= revision { Some(self.head.place()) } else { self.history.floor(revision) }
@@ -59,15 +78,16 @@ impl KeyRecord {
         self.at(revision).is_some_and(|place| !place.tombstone)
     }
 
-    /// True if this version is indexed and can still be read at `compacted` or later.
+    /// True if this version is indexed and still told of: it can be read at `compacted` or later, or
+    /// it is the delete at `compacted` itself, whose event is kept with the others of that revision.
     pub(crate) fn retains(&self, main: Revision, sub: u32, compacted: Revision) -> bool {
         let head = self.head.place();
         if (head.main, head.sub) == (main, sub) {
-            return !head.tombstone || main > compacted;
+            return !head.tombstone || main >= compacted;
         }
         let Some((place, next)) = self.history.find(main) else { return false };
         let superseded_at = next.unwrap_or(self.head.main);
-        place.sub == sub && if place.tombstone { main > compacted } else { superseded_at > compacted }
+        place.sub == sub && if place.tombstone { main >= compacted } else { superseded_at > compacted }
     }
 
     /// True if this version is indexed.
@@ -86,15 +106,15 @@ impl KeyRecord {
         std::iter::once(self.head.place()).chain((0..self.history.len()).rev().map(|at| self.history.get(at)))
     }
 
-    /// How many of the oldest versions in the history can't be read at `compacted` or later.
+    /// How many of the oldest versions in the history `retains` no more.
     pub(crate) fn expendable(&self, compacted: Revision) -> usize {
-        // The version current at `compacted` stays if it is a put.
+        // The version current at `compacted` stays if it is a put, or was written there.
         let upto = self.history.count_upto(compacted);
         if self.head.main <= compacted {
             return upto;
         }
-        match upto.checked_sub(1) {
-            Some(newest) if !self.history.get(newest).tombstone => newest,
+        match upto.checked_sub(1).map(|newest| (newest, self.history.get(newest))) {
+            Some((newest, place)) if !place.tombstone || place.main == compacted => newest,
             _ => upto,
         }
     }
@@ -239,6 +259,6 @@ mod tests {
     #[test]
     fn a_key_stays_small() {
         assert_eq!(size_of::<Entry>(), 16);
-        assert!(size_of::<KeyRecord>() <= 128, "{}", size_of::<KeyRecord>());
+        assert!(size_of::<KeyRecord>() <= 176, "{}", size_of::<KeyRecord>());
     }
 }

@@ -7,12 +7,14 @@
 mod iter;
 mod key;
 mod node;
+mod slot;
 mod sorted;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use iter::{Direction, Iter};
 pub(crate) use key::{Head, History, KeyRecord, Place};
+pub(crate) use slot::{Change, Slot};
 
 use crate::model::{KeyRange, Revision};
 use node::{Node, Summary};

@@ -36,7 +36,7 @@ fn record(key: u16, main: Revision, live: bool) -> Arc<KeyRecord> {
         sub: 0,
     };
     let older = Place { main: 1, sub: 0, tombstone: key.is_multiple_of(2) };
-    Arc::new(KeyRecord { key: name(key), head, history: History::default().pushed(older) })
+    Arc::new(KeyRecord { key: name(key), head, history: History::default().pushed(older), slot: Slot::default() })
 }
 
 fn range(from: u16, to: Option<u16>) -> KeyRange {

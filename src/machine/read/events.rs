@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 impl Source<'_> {
     /// The events of whole revisions from `from` on: at least one revision if there is any.
-    /// Everything above the compacted revision is still stored, superseded or not.
+    /// Everything from the compacted revision on is still stored, superseded or not.
     pub(crate) fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Stop> {
         let numbers = self.root.numbers;
-        if from <= numbers.compacted {
+        if from < numbers.compacted {
             return Err(Rejection::Compacted {
                 requested: from,
                 compacted: numbers.compacted,
@@ -37,8 +37,10 @@ impl Source<'_> {
             .iter()
             .map(|record| {
                 let key = self.root.index.get(&record.key);
-                let key = key.ok_or_else(|| Stop::invariant("a record above the compacted revision is not indexed"))?;
-                Ok(event(record, key.before(record.main)))
+                let key = key.ok_or_else(|| Stop::invariant("a record that was not compacted is not indexed"))?;
+                // The state before the compacted revision may be there still or not: it is not told.
+                let before = Some(key).filter(|_| revision > self.root.numbers.compacted);
+                Ok(event(record, before.and_then(|key| key.before(record.main))))
             })
             .collect::<Result<Arc<[Event]>, Stop>>()?;
         Ok(RevisionEvents { revision, events })

@@ -23,7 +23,7 @@ impl Source<'_> {
                 break;
             }
             let item = if place.tombstone {
-                let record = self.fetch(place, false)?;
+                let record = self.fetch(place)?;
                 let RecordKind::Tombstone(reason) = record.kind else {
                     return Err(Stop::invariant("a tombstone is stored as a put"));
                 };

@@ -16,6 +16,7 @@ use super::index::{KeyRecord, Place};
 use super::root::{Numbers, Root};
 use crate::model::{Fault, KeyValue, Rejection, Revision};
 use crate::storage::record::Record;
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// A root, and the records of the batch under way that are not in the block store yet.
@@ -44,41 +45,52 @@ impl Source<'_> {
         }
     }
 
+    /// A key's newest value.
+    pub(crate) fn value(&self, key: &KeyRecord) -> Result<Bytes, Fault> {
+        if let Some(value) = key.slot.get() {
+            return Ok(value);
+        }
+        let record = self.fetch(key.head.place())?;
+        self.root.values.fill(key, &record.value);
+        Ok(record.value.clone())
+    }
+
     /// The record at an indexed place. It cannot be missing: what a root indexes is not removed
     /// while the root is held.
-    pub(crate) fn fetch(&self, place: Place, current: bool) -> Result<Arc<Record>, Fault> {
+    pub(crate) fn fetch(&self, place: Place) -> Result<Arc<Record>, Fault> {
         let Place { main, sub, .. } = place;
         if let Ok(at) = self.pending.binary_search_by_key(&(main, sub), |record| record.place()) {
             return Ok(self.pending[at].clone());
         }
         self.root
             .values
-            .get(main, sub, current)?
+            .store
+            .get(main, sub)?
             .ok_or_else(|| Fault::Invariant(format!("the record of revision {main}.{sub} is indexed and not stored")))
     }
 
     /// The state of a key at one of its versions.
     pub(crate) fn key_value(&self, key: &KeyRecord, place: Place, keys_only: bool) -> Result<KeyValue, Stop> {
-        let head = &key.head;
-        let is_head = head.place() == place;
-        if is_head && keys_only {
-            return Ok(KeyValue {
-                key: key.key.clone(),
-                value: bytes::Bytes::new(),
-                value_size: u64::from(head.value_size),
-                content_type: head.content_type.as_deref().map(str::to_owned),
-                create_revision: head.create,
-                mod_revision: head.main,
-                version: head.version,
-                lease: head.lease,
-            });
+        if key.head.place() != place {
+            return Ok(key_value(&*self.fetch(place)?, keys_only));
         }
-        let record = self.fetch(place, is_head)?;
-        let mut kv = key_value(&record, keys_only);
-        if is_head {
-            kv.lease = head.lease;
-        }
-        Ok(kv)
+        let value = if keys_only { Bytes::new() } else { self.value(key)? };
+        Ok(newest(key, value))
+    }
+}
+
+/// The newest state of a key, with what it is attached to now.
+pub(crate) fn newest(key: &KeyRecord, value: Bytes) -> KeyValue {
+    let head = &key.head;
+    KeyValue {
+        key: key.key.clone(),
+        value,
+        value_size: u64::from(head.value_size),
+        content_type: head.content_type.as_deref().map(str::to_owned),
+        create_revision: head.create,
+        mod_revision: head.main,
+        version: head.version,
+        lease: head.lease,
     }
 }
 
@@ -86,7 +98,7 @@ impl Source<'_> {
 pub(crate) fn key_value(record: &Record, keys_only: bool) -> KeyValue {
     KeyValue {
         key: record.key.clone(),
-        value: if keys_only { bytes::Bytes::new() } else { record.value.clone() },
+        value: if keys_only { Bytes::new() } else { record.value.clone() },
         value_size: u64::try_from(record.value.len()).unwrap_or(u64::MAX),
         content_type: record.content_type.as_deref().map(str::to_owned),
         create_revision: record.create_revision,

@@ -86,8 +86,10 @@ impl Source<'_> {
         let from_record = sort == RangeSort::Value
             || !is_head && (needs_create || matches!(sort, RangeSort::Create | RangeSort::Version));
         let mut version = head.version;
-        if from_record {
-            let record = self.fetch(live.place, is_head)?;
+        if from_record && is_head {
+            candidate.value = self.value(live.key)?;
+        } else if from_record {
+            let record = self.fetch(live.place)?;
             candidate.create = record.create_revision;
             version = record.version;
             if sort == RangeSort::Value {

@@ -1,8 +1,8 @@
 //! Random proposals over few keys, so that they meet.
 
 use crate::model::{
-    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, Idempotency, KeyRange, LeaseChoice, Op, Proposal,
-    PutOp, RangeOp, RangeSort, Revision, SortOrder, Txn,
+    Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, Idempotency, KeyRange, LeaseChoice, LeaseLabel,
+    LeaseRemaining, LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, Revision, SortOrder, Txn,
 };
 use bytes::Bytes;
 
@@ -188,11 +188,39 @@ fn txn(dice: &mut Dice, current: Revision, depth: u32) -> Txn {
     Txn { compares, success: branch(4), failure: branch(2) }
 }
 
+fn about_leases(dice: &mut Dice) -> Command {
+    let ttl_ms = 900 + dice.below(5) * 100;
+    let label = LeaseLabel {
+        name: dice.pick(&[None, Some("worker".into()), Some(String::new())]),
+        metadata: dice.pick(&[None, Some("{}".into()), Some(vec![b'm'; 3000].into())]),
+    };
+    let any = if dice.one_in(2) { lease_id(dice) } else { 10 + dice.below(30) as i64 };
+    let term = if dice.one_in(5) { 2 } else { 1 };
+    // Which generation a lease has is not known here: some of these are right.
+    let first = dice.below(100);
+    let starts = (first..first + 50).map(|generation| LeaseStart { id: any, generation });
+    match dice.below(10) {
+        0 | 1 => Command::LeaseGrant { id: lease_id(dice), ttl_ms },
+        2 => Command::LeaseGrantLabelled { id: lease_id(dice), ttl_ms, label },
+        3 => Command::LeaseExpire { term, leases: starts.collect() },
+        4 | 5 => {
+            let remaining_ms = dice.below(1000);
+            Command::LeaseCheckpoint {
+                term,
+                leases: starts.map(|start| LeaseRemaining { start, remaining_ms }).collect(),
+            }
+        }
+        6 => Command::LeaseRenew { id: any },
+        7 | 8 => Command::TtlSet { key: key(dice), id: 10 + dice.below(30) as i64, ttl_ms },
+        _ => Command::TtlClear { key: key(dice) },
+    }
+}
+
 fn command(dice: &mut Dice, current: Revision) -> Command {
     match dice.below(100) {
         0..=39 => Command::Txn(Txn { success: vec![op(dice, current, 3)], ..Txn::default() }),
-        40..=84 => Command::Txn(txn(dice, current, 0)),
-        85..=89 => Command::LeaseGrant { id: lease_id(dice), ttl_ms: 900 + dice.below(5) * 100 },
+        40..=79 => Command::Txn(txn(dice, current, 0)),
+        80..=89 => about_leases(dice),
         90..=93 => Command::LeaseRevoke {
             id: if dice.one_in(2) { lease_id(dice) } else { 10 + dice.below(30) as i64 },
             reason: dice.pick(&[DeleteReason::Expired, DeleteReason::LeaseRevoked]),

@@ -4,8 +4,8 @@
 use crate::machine::validate;
 use crate::model::{
     Caller, Command, Compare, CompareOp, CompareTarget, DeleteReason, EventKind, HistoryItem, KeyRange, KeyValue,
-    LeaseChoice, LeaseId, Op, OpReply, Proposal, RangeOp, RangeReply, RangeSort, Rejection, Reply, Revision, SortOrder,
-    Txn, TxnReply, codec, limits,
+    LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, Op, OpReply, Proposal, RangeOp, RangeReply,
+    RangeSort, Rejection, Reply, Revision, SortOrder, Txn, TxnReply, codec, limits,
 };
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -33,7 +33,64 @@ struct Remembered {
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     pub(super) keys: Keys,
-    pub(super) leases: BTreeMap<LeaseId, (u64, bool)>,
+    pub(super) leases: BTreeMap<LeaseId, ModelLease>,
+    /// How many leases have been started.
+    starts: u64,
+    /// The leases that versions were written with, where a TTL changed them later.
+    written: BTreeMap<(Bytes, Revision), LeaseId>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ModelLease {
+    pub(super) ttl_ms: u64,
+    pub(super) implicit: bool,
+    pub(super) remaining_ms: Option<u64>,
+    pub(super) generation: u64,
+    pub(super) label: LeaseLabel,
+}
+
+impl State {
+    fn start(&mut self, id: LeaseId, ttl_ms: u64, implicit: bool, label: LeaseLabel) {
+        self.starts += 1;
+        let generation = self.starts;
+        self.leases.insert(id, ModelLease { ttl_ms, implicit, remaining_ms: None, generation, label });
+    }
+
+    /// An implicit lease ends with its last key.
+    fn drop_unused(&mut self, id: LeaseId) {
+        let is_used = self.keys.values().any(|kv| kv.lease == id);
+        if !is_used && self.leases.get(&id).is_some_and(|lease| lease.implicit) {
+            self.leases.remove(&id);
+        }
+    }
+
+    fn rehang(&mut self, key: &Bytes, lease: LeaseId) {
+        let kv = self.keys.get_mut(key).unwrap();
+        let old = std::mem::replace(&mut kv.lease, lease);
+        self.written.entry((key.clone(), kv.mod_revision)).or_insert(old);
+    }
+
+    fn as_written(&self, kv: KeyValue) -> KeyValue {
+        let lease = self.written.get(&(kv.key.clone(), kv.mod_revision)).copied().unwrap_or(kv.lease);
+        KeyValue { lease, ..kv }
+    }
+
+    /// A version is shown on the lease it has while it is the newest, then on the one it was written with.
+    fn shown(&self, kv: &KeyValue) -> KeyValue {
+        match self.keys.get(&kv.key) {
+            Some(newest) if newest.mod_revision == kv.mod_revision => newest.clone(),
+            _ => self.as_written(kv.clone()),
+        }
+    }
+
+    fn has(&self, start: LeaseStart) -> bool {
+        self.leases.get(&start.id).is_some_and(|lease| lease.generation == start.generation)
+    }
+}
+
+fn lease_weight(lease: &ModelLease) -> u64 {
+    let name = lease.label.name.as_ref().map_or(0, String::len);
+    (64 + name + lease.label.metadata.as_ref().map_or(0, Bytes::len)) as u64
 }
 
 #[derive(Debug)]
@@ -90,9 +147,13 @@ impl Model {
         self.buckets.iter().map(|bucket| bucket.2).sum()
     }
 
+    fn lease_bytes(&self) -> u64 {
+        self.state.leases.values().map(lease_weight).sum()
+    }
+
     pub(super) fn used(&self) -> u64 {
         let remembered: u64 = self.remembered.iter().map(|record| record.bytes).sum();
-        self.live_bytes() + self.retained_bytes() + self.state.leases.len() as u64 * 64 + remembered
+        self.live_bytes() + self.retained_bytes() + self.lease_bytes() + remembered
     }
 
     pub(super) fn remembered(&self) -> usize {
@@ -151,7 +212,8 @@ impl Model {
                 let mut reply = run.txn(self, txn, None)?;
                 let growth = run.state.keys.values().map(weight).sum::<u64>() as i128 - self.live_bytes() as i128
                     + i128::from(run.superseded)
-                    + (run.state.leases.len() as i128 - self.state.leases.len() as i128) * 64;
+                    + run.state.leases.values().map(lease_weight).sum::<u64>() as i128
+                    - self.lease_bytes() as i128;
                 if run.grew && i128::from(self.used()) + growth > i128::from(self.quota) {
                     return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
                 }
@@ -160,31 +222,48 @@ impl Model {
                 stamp(&mut reply, self.revision);
                 Ok(Reply::Txn(reply))
             }
-            Command::LeaseGrant { id, ttl_ms } => {
-                if self.state.leases.contains_key(id) {
-                    return Err(Rejection::LeaseExists(*id));
-                }
-                if self.used() + 64 > self.quota {
-                    return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
-                }
-                self.state.leases.insert(*id, (*ttl_ms, false));
-                Ok(Reply::LeaseGranted { id: *id, ttl_ms: *ttl_ms, revision: self.revision })
-            }
+            Command::LeaseGrant { id, ttl_ms } => self.grant(*id, *ttl_ms, &LeaseLabel::default()),
+            Command::LeaseGrantLabelled { id, ttl_ms, label } => self.grant(*id, *ttl_ms, label),
             Command::LeaseRevoke { id, reason } => {
                 if !self.state.leases.contains_key(id) {
                     return Err(Rejection::LeaseNotFound(*id));
                 }
-                let before = self.state.keys.clone();
-                let mut run = self.run(&before);
-                let attached: Vec<Bytes> =
-                    before.values().filter(|kv| kv.lease == *id).map(|kv| kv.key.clone()).collect();
-                for key in &attached {
-                    run.delete(key, *reason);
+                let deleted = self.end(*id, *reason);
+                Ok(Reply::LeaseRevoked { deleted, revision: self.revision })
+            }
+            Command::LeaseExpire { term, leases } => {
+                in_term(*term)?;
+                let (mut ended, mut deleted) = (0, 0);
+                for start in leases {
+                    if self.state.has(*start) {
+                        deleted += self.end(start.id, DeleteReason::Expired);
+                        ended += 1;
+                    }
                 }
-                run.state.leases.remove(id);
-                let Run { state, events, superseded, .. } = run;
-                self.commit(state, events, superseded);
-                Ok(Reply::LeaseRevoked { deleted: attached.len() as u64, revision: self.revision })
+                Ok(Reply::LeasesExpired { leases: ended, deleted, revision: self.revision })
+            }
+            Command::LeaseCheckpoint { term, leases } => {
+                in_term(*term)?;
+                let mut noted = 0;
+                for LeaseRemaining { start, remaining_ms } in leases {
+                    if self.state.has(*start) {
+                        self.state.leases.get_mut(&start.id).unwrap().remaining_ms = Some(*remaining_ms);
+                        noted += 1;
+                    }
+                }
+                Ok(Reply::LeasesCheckpointed { leases: noted })
+            }
+            Command::LeaseRenew { id } => {
+                let lease = self.state.leases.get(id).cloned().ok_or(Rejection::LeaseNotFound(*id))?;
+                self.state.start(*id, lease.ttl_ms, lease.implicit, lease.label);
+                Ok(Reply::LeaseRenewed { id: *id, ttl_ms: lease.ttl_ms, revision: self.revision })
+            }
+            Command::TtlSet { key, id, ttl_ms } => self.set_ttl(key, *id, *ttl_ms),
+            Command::TtlClear { key } => {
+                let old = self.state.keys.get(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?.lease;
+                self.state.rehang(key, 0);
+                self.state.drop_unused(old);
+                Ok(Reply::Ttl { lease: 0, ttl_ms: 0, revision: self.revision })
             }
             Command::Compact { revision } => {
                 let current = self.revision;
@@ -209,6 +288,58 @@ impl Model {
         }
     }
 
+    fn grant(&mut self, id: LeaseId, ttl_ms: u64, label: &LeaseLabel) -> Result<Reply, Rejection> {
+        if self.state.leases.contains_key(&id) {
+            return Err(Rejection::LeaseExists(id));
+        }
+        let mut with = self.state.clone();
+        with.start(id, ttl_ms, false, label.clone());
+        if self.used() + lease_weight(&with.leases[&id]) > self.quota {
+            return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
+        }
+        self.state = with;
+        Ok(Reply::LeaseGranted { id, ttl_ms, revision: self.revision })
+    }
+
+    /// Ends a lease with its keys, at a revision of its own if it has any.
+    fn end(&mut self, id: LeaseId, reason: DeleteReason) -> u64 {
+        let before = self.state.keys.clone();
+        let mut run = self.run(&before);
+        let attached: Vec<Bytes> = before.values().filter(|kv| kv.lease == id).map(|kv| kv.key.clone()).collect();
+        for key in &attached {
+            run.delete(key, reason);
+        }
+        run.state.leases.remove(&id);
+        let Run { state, events, superseded, .. } = run;
+        self.commit(state, events, superseded);
+        attached.len() as u64
+    }
+
+    fn set_ttl(&mut self, key: &Bytes, id: LeaseId, ttl_ms: u64) -> Result<Reply, Rejection> {
+        let current = self.state.keys.get(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?.lease;
+        let lease = match self.state.leases.get(&current) {
+            Some(lease) if lease.implicit => current,
+            Some(_) => return Err(Rejection::SharedLease { key: key.clone(), lease: current }),
+            None if self.used() + 64 > self.quota => {
+                return Err(Rejection::QuotaExceeded { quota_bytes: self.quota });
+            }
+            None if self.state.leases.contains_key(&id) => return Err(Rejection::LeaseExists(id)),
+            None => id,
+        };
+        self.state.start(lease, ttl_ms, true, LeaseLabel::default());
+        self.state.rehang(key, lease);
+        Ok(Reply::Ttl { lease, ttl_ms, revision: self.revision })
+    }
+
+    /// The keys at a revision that can be read, as they are shown now.
+    pub(super) fn at(&self, revision: Revision) -> Option<Keys> {
+        if revision <= 0 {
+            return Some(self.state.keys.clone());
+        }
+        let keys = self.states.get(&revision).filter(|_| revision >= self.compacted)?;
+        Some(keys.iter().map(|(key, kv)| (key.clone(), self.state.shown(kv))).collect())
+    }
+
     fn run<'a>(&self, before: &'a Keys) -> Run<'a> {
         let (state, main) = (self.state.clone(), self.revision + 1);
         Run { before, state, main, events: Vec::new(), superseded: 0, grew: false }
@@ -230,13 +361,17 @@ impl Model {
 
     pub(super) fn read(&self, keys: &Keys, op: &RangeOp) -> Result<RangeReply, Rejection> {
         let current = self.revision;
+        let at;
         let keys = match op.revision {
             revision if revision <= 0 => keys,
             requested if requested > current => return Err(Rejection::FutureRevision { requested, current }),
             requested if requested < self.compacted => {
                 return Err(Rejection::Compacted { requested, compacted: self.compacted, current });
             }
-            revision => &self.states[&revision],
+            revision => {
+                at = self.at(revision).unwrap();
+                &at
+            }
         };
         let mut found: Vec<KeyValue> = keys.values().filter(|kv| op.range.shows(&kv.key)).cloned().collect();
         let count = found.len() as u64;
@@ -275,11 +410,12 @@ impl Model {
         for (revision, events) in &self.events {
             let Some(event) = events.iter().find(|event| event.kv.key == *key) else { continue };
             let item = match event.kind {
-                EventKind::Put => HistoryItem::Put(event.kv.clone()),
+                EventKind::Put => HistoryItem::Put(self.state.shown(&event.kv)),
                 EventKind::Delete(reason) => HistoryItem::Delete { revision: *revision, reason },
             };
             if *revision <= self.compacted {
-                current = Some(item).filter(|item| matches!(item, HistoryItem::Put(_)));
+                // A delete is told of until the next compaction.
+                current = Some(item).filter(|item| matches!(item, HistoryItem::Put(_)) || *revision == self.compacted);
             } else {
                 items.push(item);
             }
@@ -288,6 +424,11 @@ impl Model {
         items.reverse();
         items
     }
+}
+
+/// Everything is applied in term 1.
+fn in_term(proposed: u64) -> Result<(), Rejection> {
+    if proposed == 1 { Ok(()) } else { Err(Rejection::StaleTerm { proposed, current: 1 }) }
 }
 
 fn stamp(reply: &mut TxnReply, revision: Revision) {
@@ -422,7 +563,7 @@ impl Run<'_> {
                 return Err(Rejection::LeaseExists(id));
             }
             LeaseChoice::Implicit { id, ttl_ms } => {
-                self.state.leases.insert(id, (ttl_ms, true));
+                self.state.start(id, ttl_ms, true, LeaseLabel::default());
                 id
             }
         };
@@ -439,8 +580,12 @@ impl Run<'_> {
         self.state.keys.insert(key.clone(), kv.clone());
         self.superseded += old.as_ref().map_or(0, weight);
         self.grew = true;
-        self.events.push(ModelEvent { kind: EventKind::Put, kv: kv.clone(), prev: old.clone() });
-        self.drop_unused(old);
+        self.events.push(ModelEvent {
+            kind: EventKind::Put,
+            kv: kv.clone(),
+            prev: old.clone().map(|old| self.state.as_written(old)),
+        });
+        self.state.drop_unused(old.map_or(0, |old| old.lease));
         Ok(kv)
     }
 
@@ -457,17 +602,12 @@ impl Run<'_> {
             version: 0,
             lease: 0,
         };
-        self.events.push(ModelEvent { kind: EventKind::Delete(reason), kv, prev: old.clone() });
-        self.drop_unused(old);
-    }
-
-    /// An implicit lease ends with its last key.
-    fn drop_unused(&mut self, old: Option<KeyValue>) {
-        let Some(old) = old else { return };
-        let is_used = self.state.keys.values().any(|kv| kv.lease == old.lease);
-        if !is_used && self.state.leases.get(&old.lease).is_some_and(|lease| lease.1) {
-            self.state.leases.remove(&old.lease);
-        }
+        self.events.push(ModelEvent {
+            kind: EventKind::Delete(reason),
+            kv,
+            prev: old.clone().map(|old| self.state.as_written(old)),
+        });
+        self.state.drop_unused(old.map_or(0, |old| old.lease));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Named cases: compaction, trims, images, and readers beside them.
 
 use super::support::*;
-use crate::model::{Caller, Command, KeyRange, LeaseChoice, RangeOp, Rejection, Reply};
+use crate::model::{Caller, Command, DeleteReason, EventKind, KeyRange, LeaseChoice, RangeOp, Rejection, Reply};
 
 #[test]
 fn compaction_follows_etcd() {
@@ -18,8 +18,8 @@ fn compaction_follows_etcd() {
     let read = |revision| view.range(&Caller::Anonymous, &RangeOp { revision, ..RangeOp::newest(single("a")) });
     assert!(read(2).is_err());
     assert_eq!(read(3).unwrap().kvs[0].value, "2", "the compacted revision itself stays readable");
-    assert!(view.events(3, 10).is_err());
-    assert_eq!(view.events(4, 10).unwrap().len(), 1);
+    assert!(view.events(2, 10).is_err());
+    assert_eq!(view.events(3, 10).unwrap().len(), 2);
 }
 
 #[test]
@@ -37,6 +37,39 @@ fn compaction_at_a_delete_keeps_later_events_and_their_former_state() {
     assert_eq!(events[0].events[0].prev, None);
     let prev = events[1].events[0].prev.unwrap();
     assert_eq!(view.record(prev).unwrap().value, "2");
+}
+
+/// A delete at exactly the compacted revision is told until the next compaction, by this member and by
+/// one that was restored from its image, whether or not anything came after it.
+#[test]
+fn a_delete_at_the_compacted_revision_is_told_until_the_next() {
+    for later in [false, true] {
+        let mut rig = Rig::new();
+        rig.put("a", "1");
+        rig.put("b", "1");
+        let deleted = rig.delete(single("a"));
+        if later {
+            rig.put("a", "2");
+        }
+        rig.command(Command::Compact { revision: deleted }).unwrap();
+        let told = |rig: &Rig| {
+            let events = rig.machine.reader().view().events(deleted, 1).unwrap();
+            let event = &events[0].events[0];
+            assert_eq!((events[0].revision, &event.kind), (deleted, &EventKind::Delete(DeleteReason::Deleted)));
+            assert_eq!(event.prev, None, "the state before it may not be told any more");
+        };
+        told(&rig);
+        rig.trim();
+        told(&rig);
+        told(&rig.restored());
+        assert!(rig.machine.reader().view().events(deleted - 1, 10).is_err());
+        let next = rig.put("b", "2");
+        rig.command(Command::Compact { revision: next }).unwrap();
+        rig.trim();
+        let view = rig.machine.reader().view();
+        assert!(view.events(deleted, 10).is_err());
+        assert_eq!(view.stats().indexed_keys, 1 + u64::from(later), "the tombstone is gone with its key");
+    }
 }
 
 #[test]

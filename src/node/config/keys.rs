@@ -12,6 +12,8 @@ pub struct KeyDef {
     pub help: &'static str,
     /// Never shown.
     pub secret: bool,
+    /// May change while the member runs: SIGHUP applies it.
+    pub live: bool,
 }
 
 const MASK: &str = "********";
@@ -24,7 +26,11 @@ impl KeyDef {
 }
 
 const fn key(name: &'static str, value_name: &'static str, default: &'static str, help: &'static str) -> KeyDef {
-    KeyDef { name, value_name, default, help, secret: false }
+    KeyDef { name, value_name, default, help, secret: false, live: false }
+}
+
+const fn live(name: &'static str, value_name: &'static str, default: &'static str, help: &'static str) -> KeyDef {
+    KeyDef { live: true, ..key(name, value_name, default, help) }
 }
 
 pub const KEYS: &[KeyDef] = &[
@@ -37,11 +43,11 @@ pub const KEYS: &[KeyDef] = &[
     key("initial-cluster", "NAME=URL,…", "", "All members of a new cluster with their peer URLs, this one among them"),
     key("bootstrap-expect", "COUNT", "0", "Form a new cluster once this many members have found each other by --join"),
     key("join", "URL,…", "", "Peer URLs of members to form a cluster with, or of a cluster to join; may be repeated"),
-    key("quota-bytes", "BYTES", "2GiB", "Size of live and retained data at which growth is refused"),
-    key("auto-compact", "AGE|COUNT|off", "1h", "History to keep: a duration, a number of revisions, or off"),
+    live("quota-bytes", "BYTES", "2GiB", "Size of live and retained data at which growth is refused"),
+    live("auto-compact", "AGE|COUNT|off", "1h", "History to keep: a duration, a number of revisions, or off"),
     key("snapshot-bytes", "BYTES", "64MiB", "Log written since the last snapshot that starts the next one"),
     key("value-cache-bytes", "BYTES", "512MiB", "Newest values kept in memory"),
-    key("admission-bytes", "BYTES", "256MiB", "Bytes of requests and answers in flight before new ones are refused"),
+    live("admission-bytes", "BYTES", "256MiB", "Bytes of requests and answers in flight before new ones are refused"),
     key("heartbeat", "DURATION", "100ms", "How often the leader is heard from"),
     key(
         "election-timeout",
@@ -50,16 +56,16 @@ pub const KEYS: &[KeyDef] = &[
         "Silence of the leader after which a member stands for election",
     ),
     key("max-request-bytes", "BYTES", "1536KiB", "Largest request body"),
-    key("disk-reserve-bytes", "BYTES", "256MiB", "Free disk space below which growth is refused"),
-    key(
+    live("disk-reserve-bytes", "BYTES", "256MiB", "Free disk space below which growth is refused"),
+    live(
         "disk-stall-abort",
         "DURATION",
         "60s",
-        "Reserved for the disk watchdog: checked, but without effect in this version",
+        "How long the disk may keep a write of the log unanswered before the process ends; 0 means never",
     ),
     key("shutdown-timeout", "DURATION", "15s", "How long a graceful stop may take"),
     key("log-format", "auto|text|json", "auto", "Log lines; auto is text on a terminal, else JSON"),
-    key("log-level", "LEVEL", "info", "error, warn, info, debug or trace; also target=level, separated by commas"),
+    live("log-level", "LEVEL", "info", "error, warn, info, debug or trace; also target=level, separated by commas"),
     key("cors-origin", "ORIGIN,…", "", "Web origins whose pages may call this member"),
     key("etcd-metrics", "true|false", "true", "Also expose the etcd metric names that its dashboards need"),
 ];

@@ -119,6 +119,8 @@ fn wrong_values_are_refused() {
         ("heartbeat", "0"),
         ("heartbeat", "200ms"),
         ("disk-stall-abort", "1s"),
+        ("disk-stall-abort", "500ms"),
+        ("disk-stall-abort", "soon"),
         ("max-request-bytes", "1GiB"),
         ("admission-bytes", "64KiB"),
         ("log-level", "loud"),
@@ -145,10 +147,24 @@ fn right_values_are_taken() {
         ("log-level", "warn,tenure::raft=debug"),
         ("election-timeout", "1s..2s"),
         ("shutdown-timeout", "5"),
+        ("disk-stall-abort", "0"),
+        ("disk-stall-abort", "2s"),
     ];
     for (key, value) in right {
         assert!(checked(&[(key, value)], &[], None).is_ok(), "{key}={value}");
     }
+}
+
+#[test]
+fn port_0_becomes_the_bound_one_unless_another_url_is_advertised() {
+    let bound = "127.0.0.1:4711".parse().unwrap();
+    let free = checked(&[("listen-client", "127.0.0.1:0")], &[], None).unwrap().bound(bound);
+    assert_eq!((free.advertise_client.as_str(), free.listen_client), ("http://127.0.0.1:4711", bound));
+    assert_eq!(source_of(&free, "advertise-client"), ("http://127.0.0.1:4711".to_owned(), Source::Default));
+    let named = [("listen-client", "127.0.0.1:0"), ("advertise-client", "http://db.example:80")];
+    assert_eq!(checked(&named, &[], None).unwrap().bound(bound).advertise_client, "http://db.example:80");
+    let fixed = checked(&[("listen-client", "127.0.0.1:2379")], &[], None).unwrap().bound(bound);
+    assert_eq!(fixed.advertise_client, "http://127.0.0.1:2379");
 }
 
 #[test]
@@ -186,7 +202,7 @@ fn edit_distance() {
 
 #[test]
 fn secrets_are_masked() {
-    let secret = KeyDef { name: "x", value_name: "X", default: "", help: "", secret: true };
+    let secret = KeyDef { name: "x", value_name: "X", default: "", help: "", secret: true, live: false };
     assert_eq!(secret.shown("hunter2"), "********");
     assert_eq!(secret.shown(""), "");
     assert_eq!(KeyDef { secret: false, ..secret }.shown("open"), "open");

@@ -105,16 +105,20 @@ struct Cluster {
     disks: BTreeMap<MemberId, SimDisk>,
     /// Drives member 1's log.
     pump: Pump,
+    /// What member 1 is told of its disk.
+    stall: DiskStall,
 }
 
 impl Cluster {
     async fn start(mutant: Option<Mutant>) -> Self {
         let net = Arc::new(Net::default());
+        let stall = DiskStall::new(Arc::new(SystemClock::new()), Duration::from_millis(1200), None);
         let (mut nodes, mut disks, mut pump) = (BTreeMap::new(), BTreeMap::new(), None);
         for id in 1..=3 {
             let disk = SimDisk::new();
             let wire = Arc::new(Wire { net: net.clone(), from: id });
-            let options = Options { mutant, snapshot_log_bytes: u64::MAX, ..Options::new(id) };
+            let watched = (id == 1).then(|| stall.clone());
+            let options = Options { mutant, snapshot_log_bytes: u64::MAX, disk: watched, ..Options::new(id) };
             let open = |disk: &SimDisk, faults: &_| {
                 let threading = if id == 1 { Threading::Pumped } else { Threading::Own };
                 let (wal, recovered) = open_wal(disk, faults, threading);
@@ -136,7 +140,7 @@ impl Cluster {
         }
         let voters = ChangeMembers::AddVoterIds([2, 3].into());
         first.raft().change_membership(voters, false).await.unwrap();
-        Self { net, nodes, disks, pump: pump.unwrap() }
+        Self { net, nodes, disks, pump: pump.unwrap(), stall }
     }
 
     async fn stop(mut self) {
@@ -244,4 +248,26 @@ async fn a_leader_applies_nothing_that_its_own_disk_does_not_hold() {
         applies_while_its_disk_hangs(Some(Mutant::ApplyAheadOfFlush)).await,
         "the check does not find the bug it is there for"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_hangs_gives_the_lead_away_and_refuses_at_once() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    cluster.pump.hang(true);
+    cluster.stall.write_began();
+    // It goes on sending heartbeats, so that nobody would take the lead by themselves.
+    let leader = cluster.leader_among(&[2, 3]).await;
+    cluster.nodes[&leader].put("meanwhile", "v").await.unwrap();
+    let stalled =
+        |result| matches!(result, Err(Failure::Unavailable { why: Why::DiskStalled, outcome: Known::NotProposed }));
+    assert!(stalled(first.put("refused", "v").await.map(drop)));
+    assert!(stalled(first.consensus.read_barrier(LONG).await));
+    assert!(first.get("meanwhile").is_none(), "nothing is applied that this disk does not hold");
+    cluster.pump.hang(false);
+    cluster.stall.write_ended();
+    eventually("it follows", || first.get("meanwhile").is_some()).await;
+    assert!(first.get("refused").is_none());
+    cluster.stop().await;
 }

@@ -28,6 +28,8 @@ const LONG: Duration = Duration::from_secs(30);
 struct Unwatched;
 
 impl Publisher for Unwatched {
+    fn leases(&self, _changes: &[crate::machine::LeaseChange]) {}
+
     fn publish(&self, _: &[RevisionEvents]) {}
     fn reset(&self, _: Revision) {}
 }

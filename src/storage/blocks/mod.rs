@@ -17,7 +17,9 @@ mod state;
 mod trim;
 mod writer;
 
+pub use read::{WalkedBlock, WalkedContent, after};
 pub use rewrite::Rewrite;
+pub use state::EncodedBlock;
 pub use trim::TrimProgress;
 
 use super::Fatal;
@@ -133,18 +135,29 @@ impl BlockStore {
     /// # Errors
     /// A fault if the order is violated, or the store has failed or is closed.
     pub fn append(&self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
-        if records.is_empty() {
-            return Ok(());
-        }
+        if records.is_empty() { Ok(()) } else { self.add(|state| state.append(records)) }
+    }
+
+    /// As `append`, with whole blocks that an image brought.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn append_encoded(&self, blocks: Vec<EncodedBlock>) -> Result<(), Fault> {
+        if blocks.is_empty() { Ok(()) } else { self.add(|state| state.append_encoded(blocks)) }
+    }
+
+    fn add(&self, append: impl FnOnce(&mut State) -> Result<(), Fault>) -> Result<(), Fault> {
         let mut state = self.shared.state.lock();
         while state.pending_bytes >= self.shared.options.pending_bytes_max && state.usable().is_ok() {
             self.shared.progress.wait(&mut state);
         }
         state.usable()?;
-        let appended = state.append(records);
-        let work = !state.queue.is_empty();
+        let (idle, before) = (state.queue.is_empty(), state.pending_bytes);
+        let appended = append(&mut state);
+        let added = state.pending_bytes - before;
+        let wake = idle && added > 0 || writer::is_worth_a_commit(before + added) && !writer::is_worth_a_commit(before);
         drop(state);
-        if work {
+        if wake {
             self.shared.work.notify_one();
         }
         appended.inspect_err(|fault| self.shared.fail(fault))
@@ -184,13 +197,13 @@ impl BlockStore {
     /// A fault if the store has failed or is closed.
     pub fn settle(&self) -> Result<(), Fault> {
         let mut state = self.shared.state.lock();
-        loop {
-            state.usable()?;
-            if state.is_settled() {
-                return Ok(());
-            }
+        state.settling += 1;
+        self.shared.work.notify_one();
+        while state.usable().is_ok() && !state.is_settled() {
             self.shared.progress.wait(&mut state);
         }
+        state.settling -= 1;
+        state.usable()
     }
 
     /// Ends the write-behind thread and waits for it. Nothing is lost that the log does not have:

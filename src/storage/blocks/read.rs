@@ -1,7 +1,7 @@
 //! Reading records: one by its place, or a run of whole revisions. Readers take the state's lock
 //! only to look at the map; engine calls are made without it.
 
-use super::state::{Sealed, State};
+use super::state::{Sealed, SealedContent, State};
 use super::{BlockStore, Shared, engine_key};
 use crate::model::{Fault, Revision, limits};
 use crate::storage::engine::Engine;
@@ -24,21 +24,36 @@ pub(super) struct Located {
 
 /// The content of a block.
 pub(super) enum Content {
+    /// Of records.
     Memory(Arc<Sealed>),
     Stored(Block),
+}
+
+/// A block as a walk over all blocks finds it.
+#[derive(Debug)]
+pub struct WalkedBlock {
+    pub first: Place,
+    pub last: Place,
+    pub content: WalkedContent,
+}
+
+#[derive(Debug)]
+pub enum WalkedContent {
+    Records(Vec<Arc<Record>>),
+    Encoded(Block),
 }
 
 impl Content {
     fn find(&self, place: Place) -> Result<Option<Arc<Record>>, Fault> {
         match self {
-            Self::Memory(sealed) => Ok(find_in(&sealed.records, place)),
+            Self::Memory(sealed) => Ok(find_in(sealed.records(), place)),
             Self::Stored(block) => Ok(block.find(place)?.map(Arc::new)),
         }
     }
 
     fn records_from(&self, place: Place) -> Result<Vec<Arc<Record>>, Fault> {
         match self {
-            Self::Memory(sealed) => Ok(sealed.records[start_in(&sealed.records, place)..].to_vec()),
+            Self::Memory(sealed) => Ok(sealed.records()[start_in(sealed.records(), place)..].to_vec()),
             Self::Stored(block) => block.records_from(place),
         }
     }
@@ -47,7 +62,7 @@ impl Content {
     pub(super) fn for_each(&self, mut visit: impl FnMut(Record)) -> Result<(), Fault> {
         match self {
             Self::Memory(sealed) => {
-                for record in &sealed.records {
+                for record in sealed.records() {
                     visit(Record::clone(record));
                 }
                 Ok(())
@@ -73,13 +88,13 @@ impl State {
 impl Shared {
     /// The content of a located block; `None` if it has been replaced or removed since.
     pub(super) fn load(&self, located: &Located) -> Result<Option<Content>, Fault> {
-        let engine = match &located.source {
-            Source::Memory(sealed) => return Ok(Some(Content::Memory(Arc::clone(sealed)))),
-            Source::Engine(engine) => engine,
-        };
         if let Some(block) = self.cache.get(located.id) {
             return Ok(Some(Content::Stored(block)));
         }
+        let engine = match &located.source {
+            Source::Memory(sealed) => return self.pending(sealed).map(Some),
+            Source::Engine(engine) => engine,
+        };
         let found = engine.get(&engine_key(located.first))?;
         // The map is changed before the engine is: if the block is still in the map now, what was
         // read before is this very block, and it must have been there.
@@ -96,6 +111,17 @@ impl Shared {
         }
         self.cache.insert(located.id, &block);
         Ok(Some(Content::Stored(block)))
+    }
+
+    fn pending(&self, sealed: &Arc<Sealed>) -> Result<Content, Fault> {
+        match &sealed.content {
+            SealedContent::Records(_) => Ok(Content::Memory(Arc::clone(sealed))),
+            SealedContent::Encoded(bytes) => {
+                let block = Block::open(bytes.clone())?;
+                self.cache.insert(sealed.id, &block);
+                Ok(Content::Stored(block))
+            }
+        }
     }
 
     fn get(&self, place: Place) -> Result<Option<Arc<Record>>, Fault> {
@@ -144,6 +170,34 @@ impl Shared {
     }
 }
 
+impl Shared {
+    fn block_at(&self, from: Place) -> Result<Option<WalkedBlock>, Fault> {
+        loop {
+            let located = {
+                let state = self.state.lock();
+                state.usable()?;
+                match block_from(&state, from) {
+                    Some(first) => state.locate(first)?,
+                    None => return Ok(tail_from(&state, from)),
+                }
+            };
+            let Some(located) = located else { continue };
+            let Some(content) = self.load(&located)? else { continue };
+            let content = match content {
+                Content::Stored(block) if located.first >= from => WalkedContent::Encoded(block),
+                content => WalkedContent::Records(content.records_from(from)?),
+            };
+            return Ok(Some(WalkedBlock { first: located.first.max(from), last: located.last, content }));
+        }
+    }
+}
+
+fn tail_from(state: &State, from: Place) -> Option<WalkedBlock> {
+    let records = state.tail[start_in(&state.tail, from)..].to_vec();
+    let (first, last) = (records.first()?.place(), records.last()?.place());
+    Some(WalkedBlock { first, last, content: WalkedContent::Records(records) })
+}
+
 /// Records gathered up to the bounds, the last revision whole.
 struct Walk {
     records: Vec<Arc<Record>>,
@@ -172,7 +226,9 @@ fn block_from(state: &State, place: Place) -> Option<Place> {
     holds.or_else(|| state.blocks.range(place..).next()).map(|(first, _)| *first)
 }
 
-pub(super) fn after(place: Place) -> Place {
+/// The place behind one.
+#[must_use]
+pub fn after(place: Place) -> Place {
     match place.1.checked_add(1) {
         Some(sub) => (place.0, sub),
         None => (place.0.saturating_add(1), 0),
@@ -194,6 +250,14 @@ impl BlockStore {
     /// A fault of the engine or of its content, or if the store has failed or is closed.
     pub fn get(&self, main: Revision, sub: u32) -> Result<Option<Arc<Record>>, Fault> {
         self.shared.get((main, sub)).inspect_err(|fault| self.shared.fail(fault))
+    }
+
+    /// The first block that reaches `from` or beyond; `None`: there is none. Go on with `after` its last.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub fn block_at(&self, from: Place) -> Result<Option<WalkedBlock>, Fault> {
+        self.shared.block_at(from).inspect_err(|fault| self.shared.fail(fault))
     }
 
     /// The records from revision `from` on, in order: about `max_records` of them or 4 MiB, at

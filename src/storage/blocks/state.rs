@@ -6,6 +6,7 @@ use super::rewrite::Progress;
 use crate::model::{Fault, Revision, limits};
 use crate::storage::engine::Engine;
 use crate::storage::record::{Place, Record};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -63,18 +64,76 @@ pub(super) fn marks<'a>(records: impl IntoIterator<Item = &'a Record>) -> u64 {
     records.into_iter().fold(0, |sum, record| sum.wrapping_add(mark(record.place())))
 }
 
+/// What the accounts know of a block's records.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    records: u32,
+    bytes: u64,
+    largest: u64,
+    marks: u64,
+}
+
+impl Size {
+    fn add(&mut self, record: &Record) {
+        let weight = u64::try_from(record.weight()).unwrap_or(u64::MAX / 4);
+        self.records += 1;
+        self.bytes += weight;
+        self.largest = self.largest.max(weight);
+        self.marks = self.marks.wrapping_add(mark(record.place()));
+    }
+}
+
+/// A block that is encoded already, with what its records add up to.
+#[derive(Debug)]
+pub struct EncodedBlock {
+    bytes: Bytes,
+    span: Option<(Place, Place)>,
+    size: Size,
+}
+
+impl EncodedBlock {
+    /// To be shown all its records, in order, by `note`.
+    #[must_use]
+    pub fn new(bytes: Bytes) -> Self {
+        Self { bytes, span: None, size: Size::default() }
+    }
+
+    pub fn note(&mut self, record: &Record) {
+        let place = record.place();
+        self.span = Some((self.span.map_or(place, |(first, _)| first), place));
+        self.size.add(record);
+    }
+
+    /// The places of its first and last records; `None` if there are none.
+    #[must_use]
+    pub fn span(&self) -> Option<(Place, Place)> {
+        self.span
+    }
+}
+
 /// A block on its way to the engine.
 #[derive(Debug)]
 pub(super) struct Sealed {
     pub(super) id: u64,
-    pub(super) records: Vec<Arc<Record>>,
+    pub(super) first: Place,
+    pub(super) content: SealedContent,
     pub(super) weight: usize,
 }
 
 impl Sealed {
-    pub(super) fn first(&self) -> Option<Place> {
-        self.records.first().map(|record| record.place())
+    /// Its records, unless it is encoded.
+    pub(super) fn records(&self) -> &[Arc<Record>] {
+        match &self.content {
+            SealedContent::Records(records) => records,
+            SealedContent::Encoded(_) => &[],
+        }
     }
+}
+
+#[derive(Debug)]
+pub(super) enum SealedContent {
+    Records(Vec<Arc<Record>>),
+    Encoded(Bytes),
 }
 
 /// Changes that reach the engine in one commit.
@@ -95,6 +154,8 @@ pub(super) struct State {
     pub(super) blocks: BTreeMap<Place, BlockInfo>,
     pub(super) pending: BTreeMap<u64, Arc<Sealed>>,
     pub(super) pending_bytes: usize,
+    /// Callers that wait for an empty queue.
+    pub(super) settling: usize,
     pub(super) queue: VecDeque<Job>,
     /// Jobs that the writer has taken and not finished.
     pub(super) writing: bool,
@@ -158,6 +219,7 @@ impl State {
             blocks: BTreeMap::new(),
             pending: BTreeMap::new(),
             pending_bytes: 0,
+            settling: 0,
             queue: VecDeque::new(),
             writing: false,
             tail: Vec::new(),
@@ -190,6 +252,7 @@ impl State {
         fresh.rewrites = self.rewrites;
         fresh.failed = self.failed.take();
         fresh.closed = self.closed;
+        fresh.settling = self.settling;
         // The writer may be in the middle of jobs of the old epoch; it says itself when it is done.
         fresh.writing = self.writing;
         *self = fresh;
@@ -235,41 +298,56 @@ impl State {
         let dead = std::mem::take(&mut self.tail_dead);
         self.tail_bytes = 0;
         let Some(sealed) = self.seal(records) else { return };
-        let first = sealed.first();
+        let first = sealed.first;
         self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
-        if let Some(first) = first {
-            self.kill(first, dead.0, dead.1);
+        self.kill(first, dead.0, dead.1);
+    }
+
+    pub(super) fn append_encoded(&mut self, blocks: Vec<EncodedBlock>) -> Result<(), Fault> {
+        self.seal_tail();
+        for block in blocks {
+            let EncodedBlock { bytes, span: Some((first, last)), size } = block else { continue };
+            if self.last.is_some_and(|last| last >= first) {
+                return Err(Fault::Invariant(format!("block {first:?} appended after {:?}", self.last)));
+            }
+            self.last = Some(last);
+            let weight = bytes.len();
+            let sealed = self.enter(first, last, size, SealedContent::Encoded(bytes), weight);
+            self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
         }
+        Ok(())
     }
 
     /// Enters a block into the map and among the pending ones; the caller queues it for the engine.
     pub(super) fn seal(&mut self, records: Vec<Arc<Record>>) -> Option<Arc<Sealed>> {
         let (first, last) = (records.first()?.place(), records.last()?.place());
-        let weights = records.iter().map(|record| record.weight());
-        let (weight, largest) = weights.fold((0, 0), |(sum, max), weight| (sum + weight, weight.max(max)));
-        let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-        let bytes = u64::try_from(weight).unwrap_or(u64::MAX);
+        let mut size = Size::default();
+        records.iter().for_each(|record| size.add(record));
+        let weight = usize::try_from(size.bytes).unwrap_or(usize::MAX) + records.len() * size_of::<Record>();
+        Some(self.enter(first, last, size, SealedContent::Records(records), weight))
+    }
+
+    fn enter(&mut self, first: Place, last: Place, size: Size, content: SealedContent, weight: usize) -> Arc<Sealed> {
         let id = self.next_id;
         self.next_id += 1;
         let info = BlockInfo {
             id,
             last,
-            records: count,
-            live_records: count,
-            bytes,
-            live_bytes: bytes,
+            records: size.records,
+            live_records: size.records,
+            bytes: size.bytes,
+            live_bytes: size.bytes,
             dead_since: 0,
-            largest: u64::try_from(largest).unwrap_or(u64::MAX),
-            marks: marks(records.iter().map(|record| &**record)),
+            largest: size.largest,
+            marks: size.marks,
             home: None,
         };
         self.totals.add(&info);
         self.blocks.insert(first, info);
-        let weight = weight + records.len() * size_of::<Record>();
-        let sealed = Arc::new(Sealed { id, records, weight });
+        let sealed = Arc::new(Sealed { id, first, content, weight });
         self.pending.insert(id, Arc::clone(&sealed));
         self.pending_bytes += weight;
-        Some(sealed)
+        sealed
     }
 
     /// Takes a block out of the map; the caller queues its removal from the engine.
@@ -339,7 +417,7 @@ impl State {
     pub(super) fn written(&mut self, sealed: &[Arc<Sealed>], number: u64) {
         for block in sealed {
             self.no_longer_pending(block.id);
-            if let Some(info) = block.first().and_then(|first| self.blocks.get_mut(&first))
+            if let Some(info) = self.blocks.get_mut(&block.first)
                 && info.id == block.id
             {
                 info.home = Some(number);

@@ -2,7 +2,7 @@
 //! encodes their blocks and commits several at once; between commits it replaces a grown engine.
 
 use super::rewrite::Growth;
-use super::state::{Home, Job, Sealed, State};
+use super::state::{Home, Job, Sealed, SealedContent, State};
 use super::{Shared, engine_key};
 use crate::model::Fault;
 use crate::storage::panic_text;
@@ -16,6 +16,10 @@ use std::time::Duration;
 /// One commit takes at least one job and stops at this size: readers wait for the engine meanwhile.
 const COMMIT_BYTES: usize = 256 << 10;
 const COMMIT_REMOVES: usize = 256;
+/// How long a queue that is not worth a commit waits for more: a commit of one block costs the
+/// engine's threads about as much as one of many.
+const LINGER: Duration = Duration::from_millis(50);
+const LINGERS_MAX: u32 = 4;
 /// How often a replaced engine is looked at that a reader still holds.
 const RETIRED_POLL: Duration = Duration::from_millis(200);
 
@@ -23,6 +27,11 @@ const RETIRED_POLL: Duration = Duration::from_millis(200);
 struct Writing {
     jobs: Vec<Job>,
     to: Home,
+}
+
+/// True of a queue that need not wait for more.
+pub(super) fn is_worth_a_commit(pending_bytes: usize) -> bool {
+    pending_bytes >= COMMIT_BYTES
 }
 
 enum Task {
@@ -92,9 +101,16 @@ impl Shared {
     /// Waits for something to do; `None` when the store is closed or has failed.
     fn next_task(&self) -> Option<Task> {
         let mut state = self.state.lock();
+        let mut lingered = 0;
         loop {
             if state.usable().is_err() {
                 return None;
+            }
+            let may_grow = !state.queue.is_empty() && !is_worth_a_commit(state.pending_bytes);
+            if may_grow && state.settling == 0 && state.rewrite.is_none() && lingered < LINGERS_MAX {
+                let wait = self.work.wait_for(&mut state, LINGER);
+                lingered = if wait.timed_out() { LINGERS_MAX } else { lingered + 1 };
+                continue;
             }
             let unused = state.take_unused_engines();
             if !unused.is_empty() {
@@ -121,9 +137,11 @@ impl Shared {
         for job in writing.jobs {
             changes.extend(job.removes.into_iter().map(|first| (first, None)));
             for sealed in job.puts {
-                if let Some(first) = sealed.first() {
-                    changes.insert(first, Some(encode_block(&sealed.records)?));
-                }
+                let bytes = match &sealed.content {
+                    SealedContent::Records(records) => encode_block(records)?,
+                    SealedContent::Encoded(bytes) => bytes.clone(),
+                };
+                changes.insert(sealed.first, Some(bytes));
                 written.push(sealed);
             }
         }

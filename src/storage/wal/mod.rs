@@ -51,13 +51,14 @@ pub type Done = Box<dyn FnOnce(Result<(), Fault>) + Send>;
 /// Ends the process. Called once, before any callback gets its error.
 pub type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
 
-/// Sees each write of the writer, for metrics and for a watchdog over a hung disk.
+/// Sees each turn of the writer to the disk, for metrics and for a watchdog over a hung disk. One
+/// ends before the next begins; one that fails never ends.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// A write begins.
+    /// A write begins, or the care for segments.
     fn started(&self) {}
     /// The bytes are written, the sync begins.
     fn syncing(&self) {}
-    /// `bytes` are durable.
+    /// `bytes` are durable; none if only segments were made or deleted.
     fn finished(&self, _bytes: usize) {}
 }
 

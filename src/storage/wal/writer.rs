@@ -218,7 +218,10 @@ impl Writer {
         if self.spare.is_some() {
             return Ok(());
         }
-        match self.make_spare() {
+        self.options.observer.started();
+        let made = self.make_spare();
+        self.options.observer.finished(0);
+        match made {
             Ok(file) => self.spare = Some(file),
             Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
             Err(error) => {
@@ -240,11 +243,13 @@ impl Writer {
         if dropped.is_empty() {
             return Ok(());
         }
+        self.options.observer.started();
         for segment in &dropped {
             let path = self.options.dir.join(segment::file_name(*segment));
             self.disk.remove(&path).map_err(|error| self.fault("remove", *segment, &error))?;
         }
         self.disk.sync_dir(&self.options.dir).map_err(|error| self.fault("sync the directory of", needed, &error))?;
+        self.options.observer.finished(0);
         self.prepare_spare()
     }
 

@@ -56,7 +56,7 @@ impl Stream {
     fn open(store: &Store, targets: &[KeyRange], after: Option<Revision>) -> Option<Self> {
         let result = store.hub.watch(spec(targets, after));
         let compacted = store.past.compacted_revision();
-        let refused = after.is_some_and(|after| after < compacted);
+        let refused = after.is_some_and(|after| after + 1 < compacted);
         assert_eq!(result.is_err(), refused, "after {after:?}, compacted {compacted}: {result:?}");
         let watcher = result.ok()?;
         let position = watcher.start();
@@ -103,7 +103,7 @@ impl Stream {
             WatchItem::Progress(revision) => self.progressed(store, revision),
             WatchItem::Compacted { requested, compacted, current } => {
                 assert_eq!((compacted, current), (store.past.compacted_revision(), store.revision()));
-                assert!(requested > self.position && requested <= compacted);
+                assert!(requested > self.position && requested < compacted);
                 assert!(due.is_none_or(|(revision, _)| requested <= revision), "something was skipped before the gap");
                 *self = Self::open(store, &self.targets, Some(compacted)).expect("resuming there is allowed");
             }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Revision 1 is the empty store. Up to the compacted revision history has holes on purpose.
+/// Revision 1 is the empty store. Below the compacted revision history has holes on purpose.
 #[derive(Debug)]
 struct Past {
     revisions: Mutex<Vec<RevisionEvents>>,
@@ -35,7 +35,7 @@ impl History for Past {
         let compacted = self.compacted_revision();
         let mut records = 0;
         let revisions = self.revisions.lock();
-        let readable = revisions.iter().filter(|events| events.revision >= from.max(compacted + 1));
+        let readable = revisions.iter().filter(|events| events.revision >= from.max(compacted));
         Ok(readable
             .take_while(|events| {
                 let first = records == 0;

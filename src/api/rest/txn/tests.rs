@@ -5,7 +5,7 @@ use crate::api::problem::Around;
 use crate::model::{KeyValue, RangeReply};
 
 fn decoded(text: &str) -> Request {
-    decode(text.as_bytes()).unwrap_or_else(|problem| panic!("{text}: {}", json(&problem)))
+    decode(text.as_bytes(), &|| 77).unwrap_or_else(|problem| panic!("{text}: {}", json(&problem)))
 }
 
 fn json(problem: &Problem) -> String {
@@ -13,7 +13,7 @@ fn json(problem: &Problem) -> String {
 }
 
 fn refusal(text: &str) -> String {
-    match decode(text.as_bytes()) {
+    match decode(text.as_bytes(), &|| 77) {
         Ok(request) => panic!("{text} was accepted: {request:?}"),
         Err(problem) => json(&problem),
     }
@@ -57,6 +57,8 @@ fn each_compare_has_its_target_and_operator() {
         (r#""value":"x""#, (Equal, T::Value("x".into()))),
         (r#""value":{"ne":"x"}"#, (NotEqual, T::Value("x".into()))),
         (r#""value_base64":"/w==""#, (Equal, T::Value(Bytes::from_static(b"\xff")))),
+        (r#""lease":"3f9a""#, (Equal, T::Lease(0x3f9a))),
+        (r#""lease":{"ne":"0"}"#, (NotEqual, T::Lease(0))),
         (r#""revision":{"lt":7}"#, (Less, T::ModRevision(7))),
         (r#""create_revision":{"lte":7}"#, (LessOrEqual, T::CreateRevision(7))),
         (r#""version":{"gt":7}"#, (Greater, T::Version(7))),
@@ -79,9 +81,12 @@ fn what_is_wrong_is_refused_with_its_place() {
         (r#"{"if":[{"key":"a","version":{"gtee":1}}]}"#, r#""suggestion":"gte""#),
         (r#"{"if":[{"key":"a","version":{"gt":1,"lt":3}}]}"#, "exactly one of"),
         (r#"{"if":[{"key":"a","version":"1"}]}"#, "if[0].version"),
-        (r#"{"if":[{"key":"a","lease":"ff"}]}"#, "not available in this version yet"),
+        (r#"{"if":[{"key":"a","lease":"xyz"}]}"#, "hexadecimal digits"),
+        (r#"{"if":[{"key":"a","lease":255}]}"#, "a lease's id as text"),
         (r#"{"if":[{"lock":"deploy","token":1}]}"#, "not available in this version yet"),
-        (r#"{"then":[{"put":{"key":"a","value":"1","ttl":"5s"}}]}"#, "not available in this version yet"),
+        (r#"{"then":[{"put":{"key":"a","value":"1","ttl":"5ms"}}]}"#, "bad-ttl"),
+        (r#"{"then":[{"put":{"key":"a","value":"1","ttl":"5s","keep_ttl":true}}]}"#, "give one of"),
+        (r#"{"then":[{"add":{"key":"a","lease":"0"}}]}"#, "hexadecimal digits"),
         (r#"{"then":[{"put":{"key":"","value":"1"}}]}"#, "empty-key"),
         (r#"{"then":[{"put":{"key":"a"}}]}"#, "then[0].put.value"),
         (r#"{"then":[{"putt":{}}]}"#, r#""suggestion":"put""#),
@@ -151,4 +156,22 @@ fn a_reply_that_does_not_fit_is_a_fault_and_not_a_guess() {
         |outcome_only| encode(&mut Writer::default(), &reply, &[Shape::Put], Extent { revision: true, outcome_only });
     assert!(encoded(false).is_err());
     assert!(encoded(true).is_ok());
+}
+
+#[test]
+fn puts_and_adds_say_what_becomes_of_the_lease() {
+    let lease = |operation: &str| match decoded(&format!(r#"{{"then":[{operation}]}}"#)).txn.success.remove(0) {
+        Op::Put(put) => put.lease,
+        Op::Add { lease, .. } => lease,
+        other => panic!("{other:?}"),
+    };
+    let put = |said: &str| lease(&format!(r#"{{"put":{{"key":"a","value":"1"{said}}}}}"#));
+    let add = |said: &str| lease(&format!(r#"{{"add":{{"key":"a"{said}}}}}"#));
+    assert_eq!((put(""), add("")), (LeaseChoice::Detach, LeaseChoice::Keep));
+    for said in [&put as &dyn Fn(&str) -> LeaseChoice, &add] {
+        assert_eq!(said(r#","ttl":"1501ms""#), LeaseChoice::Implicit { id: 77, ttl_ms: 1600 });
+        assert_eq!(said(r#","lease":"ff""#), LeaseChoice::Attach(255));
+        assert_eq!(said(r#","keep_ttl":true"#), LeaseChoice::Keep);
+        assert_eq!(said(r#","keep_ttl":false"#), LeaseChoice::Detach);
+    }
 }

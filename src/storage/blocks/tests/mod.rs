@@ -9,7 +9,7 @@ mod soak;
 use super::*;
 use crate::storage::engine::EngineBatch;
 use crate::storage::memory::MemoryEngine;
-use crate::storage::record::RecordKind;
+use crate::storage::record::{Block, RecordKind, encode_block};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
@@ -367,4 +367,67 @@ fn a_grown_engine_is_replaced_in_the_background() {
     let newest = engines.last().and_then(std::sync::Weak::upgrade).unwrap();
     assert_eq!(stored_blocks(&*newest), usize::try_from(stats.blocks).unwrap());
     assert!(newest.disk_bytes().unwrap() < 2 * stats.bytes + 200_000, "{stats:?}");
+}
+
+/// Moves all blocks of a store into another as an image does, and answers what was in them.
+fn copy(from: &BlockStore, to: &BlockStore) -> Vec<Arc<Record>> {
+    let mut copied = Vec::new();
+    let mut next = (0, 0);
+    while let Some(WalkedBlock { first, last, content }) = from.block_at(next).unwrap() {
+        let bytes = match content {
+            WalkedContent::Encoded(block) => block.bytes().clone(),
+            WalkedContent::Records(records) => encode_block(&records).unwrap(),
+        };
+        let records = Block::open(bytes.clone()).unwrap().records_from((0, 0)).unwrap();
+        assert_eq!((records[0].place(), records.last().unwrap().place()), (first, last));
+        let mut encoded = EncodedBlock::new(bytes);
+        records.iter().for_each(|record| encoded.note(record));
+        assert_eq!(encoded.span(), Some((first, last)));
+        to.append_encoded(vec![encoded]).unwrap();
+        copied.extend(records);
+        next = after(last);
+    }
+    copied
+}
+
+#[test]
+fn encoded_blocks_are_read_walked_counted_and_trimmed_like_appended_ones() {
+    let (of, copy_of) = (memory_store(), memory_store());
+    // Some blocks in the engine, some perhaps on their way, and a tail.
+    for main in 1..=300 {
+        of.append(vec![record(main, 0, 200), record(main, 7, 10)]).unwrap();
+        if main == 150 {
+            of.settle().unwrap();
+        }
+    }
+    let all: Vec<Arc<Record>> = (1..=300).flat_map(|main| [record(main, 0, 200), record(main, 7, 10)]).collect();
+    assert_eq!(copy(&of, &copy_of), all);
+    for main in 1..=300 {
+        assert_eq!(copy_of.get(main, 7).unwrap(), Some(record(main, 7, 10)), "on its way or in the engine");
+    }
+    copy_of.settle().unwrap();
+    assert_eq!(copy_of.walk(100, 3).unwrap(), all[198..202]);
+    let stats = copy_of.stats();
+    assert_eq!((stats.records, stats.tail_records, stats.live_bytes), (600, 0, stats.bytes));
+    copy_of.append(vec![record(301, 0, 5)]).unwrap();
+    assert!(trim_all(&copy_of, 200, &|main, _, _| main % 8 == 0).removed > 0);
+    assert_eq!(copy_of.get(101, 0).unwrap(), None);
+    assert_eq!(copy_of.get(104, 7).unwrap(), Some(record(104, 7, 10)));
+    assert_eq!(copy_of.get(301, 0).unwrap(), Some(record(301, 0, 5)));
+}
+
+#[test]
+fn encoded_blocks_out_of_order_end_the_store() {
+    let faults = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&faults);
+    let fatal: Fatal = Arc::new(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let store = BlockStore::new(Arc::new(MemoryEngine::new()), BlockOptions::new(fatal)).unwrap();
+    store.append(vec![record(5, 0, 9)]).unwrap();
+    let mut late = EncodedBlock::new(encode_block(&[record(5, 0, 9)]).unwrap());
+    late.note(&record(5, 0, 9));
+    assert!(store.append_encoded(vec![late]).is_err());
+    assert_eq!(faults.load(Ordering::Relaxed), 1);
+    assert!(store.get(5, 0).is_err());
 }
