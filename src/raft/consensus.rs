@@ -296,6 +296,15 @@ impl Consensus {
         barrier.wait(timeout).await.map(drop)
     }
 
+    /// As `read_barrier`, and after it this member has led at some time since the call. It is never
+    /// passed on: for what is decided by the leader's own clock.
+    ///
+    /// # Errors
+    /// If this member does not lead.
+    pub async fn leader_barrier(&self, timeout: Duration) -> Result<(), Failure> {
+        self.read_index(timeout).await.map(drop)
+    }
+
     /// Registers who answers `ask_leader` while this member leads. Once.
     pub fn answer_as_leader(&self, handler: LeaderHandler) {
         self.0.leader_handler.get_or_init(|| handler);

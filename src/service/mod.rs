@@ -8,7 +8,8 @@
 mod admission;
 mod cluster;
 pub mod compactor;
-pub mod leases;
+pub mod leader;
+mod leases;
 pub mod lessor;
 mod reads;
 mod snapshot;
@@ -83,6 +84,16 @@ struct Inner {
     disk_bytes: AtomicU64,
 }
 
+/// A handle that does not keep the service.
+#[derive(Debug)]
+struct Weak(std::sync::Weak<Inner>);
+
+impl Weak {
+    fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(|inner| Service { inner })
+    }
+}
+
 impl Service {
     #[must_use]
     pub fn new(parts: Parts, options: Options) -> Self {
@@ -96,7 +107,14 @@ impl Service {
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
         };
-        Self { inner: Arc::new(inner) }
+        let service = Self { inner: Arc::new(inner) };
+        service.answer_as_leader();
+        service
+    }
+
+    /// Does not keep the service: for what is registered below it.
+    fn downgrade(&self) -> Weak {
+        Weak(Arc::downgrade(&self.inner))
     }
 
     /// Waits for nothing: refuses with `Overloaded` when the bytes in flight would pass the budget.
