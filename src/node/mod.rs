@@ -65,6 +65,10 @@ pub enum NodeError {
         "the log is empty although this member had begun one: it is lost\nhint: restore the whole data directory, or start from a backup with `tenure snapshot restore`"
     )]
     LogLost,
+    #[error(
+        "this member was removed from its cluster\nhint: to bring this host back, give it an empty --data-dir and start it with --join"
+    )]
+    Removed,
     #[error("what was logged before the start was not applied within {} s", RECOVERY.as_secs())]
     NotRecovered,
     #[error("{context}: {source}{hint}")]
@@ -200,6 +204,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     peers.must_serve(&consensus)?;
     history.set(consensus.clone());
     tasks.spawn("watch hub", hub.clone().run());
+    let founds_alone = members.as_ref().is_some_and(|members| members.len() == 1);
     if let Some(members) = members.filter(|_| !has_log) {
         consensus.bootstrap(members).await?;
     }
@@ -207,7 +212,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     reception.open(consensus.clone());
     tasks.spawn_until_stop("identity", note_begun(consensus.clone(), data.clone(), identity.clone(), tasks.clone()));
     // With others, recovery waits for a leader: meanwhile this member already says that it is not ready.
-    if consensus.members().len() <= 1 && !consensus.wait_recovered(RECOVERY).await {
+    if (founds_alone || consensus.members().len() == 1) && !consensus.wait_recovered(RECOVERY).await {
         return Err(NodeError::NotRecovered);
     }
     let member =
@@ -348,8 +353,13 @@ async fn until_told(
     let drain = within * DRAIN_PERCENT / 100;
     let handler = api::handler(Arc::new(state));
     let mut serving = Box::pin(listener.serve(handler, limits, connections.clone(), closing.clone(), drain));
+    let mut removed = false;
     tokio::select! {
         () = &mut serving => {}
+        () = consensus.removed() => {
+            tracing::error!("this member was removed from its cluster: shutting down");
+            removed = true;
+        }
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
@@ -370,7 +380,7 @@ async fn until_told(
         },
         _ = interrupt.recv() => tracing::warn!("interrupted again: stopped with work left"),
     }
-    Ok(())
+    if removed { Err(NodeError::Removed) } else { Ok(()) }
 }
 
 /// What a person sees first, on standard error, before any log line of normal work.

@@ -36,6 +36,8 @@ pub(crate) trait Log: Send + Sync + 'static {
     fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) -> impl Future<Output = ()> + Send;
     /// The current term and the log time of the newest applied entry.
     fn term_and_time(&self) -> (u64, u64);
+    /// What the wall clocks of a quorum agree on, this member's being `own_ms`.
+    fn agreed_wall_ms(&self, own_ms: u64) -> impl Future<Output = Option<u64>> + Send;
     /// Where a batch is to go now.
     fn route(&self) -> Route;
     /// Sends a batch to the leader; answers one by one, or not at all.
@@ -202,7 +204,13 @@ impl<L: Log> Worker<L> {
     async fn append(&mut self, live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration) {
         let (term, applied_ms) = self.log.term_and_time();
         let wall_ms = self.clock.wall_ms();
-        let at = self.log_clock.stamp(term, applied_ms, now, wall_ms);
+        let target_ms = if self.log_clock.begins(term) {
+            // Without a quorum's word there is no step, only the slew from here on.
+            self.log.agreed_wall_ms(wall_ms).await.unwrap_or(applied_ms)
+        } else {
+            wall_ms
+        };
+        let at = self.log_clock.stamp(term, applied_ms, now, target_ms);
         let bytes = match encode_batch(at, wall_ms, &live) {
             Ok(bytes) => bytes,
             Err(fault) => return fail(live, &Failure::from(fault)),

@@ -9,7 +9,7 @@ use super::barrier::Barrier;
 use super::batcher::{Batcher, Route};
 use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
-use super::network::{Network, Transport};
+use super::network::{Directory, Network, Transport};
 use super::snapshots::{self, Snapshots};
 use super::stall::{self, DiskStall, HandOver};
 use super::types::{Member, MemberId, Types};
@@ -211,10 +211,12 @@ impl Consensus {
             },
         ));
         let state_machine = StateMachine { applier: applier.clone(), snapshots: snapshots.clone() };
-        let network = Network::new(transport.clone());
+        let directory = Directory::default();
+        let network = Network::new(transport.clone(), directory.clone());
         let raft = Raft::new(options.id, raft_config, network, log, state_machine)
             .await
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;
+        directory.open(raft.server_metrics());
         let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
         let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone(), transport, heard });
         link.elect_if_alone().await;

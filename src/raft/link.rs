@@ -5,6 +5,7 @@ use super::apply::Applier;
 use super::barrier::ReadIndex;
 use super::batcher::{self, Route};
 use super::consensus::Core;
+use super::log_clock::median;
 use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
 use super::responder::Callback;
 use super::stall::HandOver;
@@ -12,6 +13,8 @@ use super::types::{LogBatch, MemberId, Types};
 use crate::env::Clock;
 use crate::model::{Failure, Outcome, Why, codec};
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::RaftError;
 use openraft::metrics::RaftServerMetrics;
@@ -24,6 +27,8 @@ use std::time::Duration;
 
 /// How long the leader may take to confirm a read index for this member.
 const READ_INDEX: Duration = Duration::from_secs(2);
+/// How long a member may take to tell its wall clock; the first batch of a term waits for it.
+const WALL_CLOCK: Duration = Duration::from_millis(200);
 
 pub(super) struct Link {
     pub(super) id: MemberId,
@@ -176,6 +181,26 @@ impl batcher::Log for Link {
     fn term_and_time(&self) -> (u64, u64) {
         let term = self.raft.metrics().borrow_watched().current_term;
         (term, self.applier.progress().now_ms)
+    }
+
+    async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
+        let others: Vec<Peer> = {
+            let server = self.raft.server_metrics();
+            let server = server.borrow_watched();
+            let members = server.membership_config.membership();
+            let voters = members.voter_ids().filter(|id| *id != self.id);
+            voters.filter_map(|id| Some(Peer { id, member: members.get_node(&id)?.clone() })).collect()
+        };
+        let quorum = others.len().div_ceil(2) + 1;
+        let asked = others.into_iter().map(|peer| self.call::<u64>(peer, Lane::Control, &Call::WallClock, WALL_CLOCK));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut walls_ms = vec![own_ms];
+        while walls_ms.len() < quorum {
+            if let Ok(wall_ms) = asked.next().await? {
+                walls_ms.push(wall_ms);
+            }
+        }
+        median(walls_ms)
     }
 
     fn route(&self) -> Route {

@@ -436,6 +436,39 @@ impl Consensus {
         }
     }
 
+    /// The word of a leader that a quorum follows.
+    pub(super) fn has_member(&self, id: MemberId) -> Option<bool> {
+        if self.state().leader != Some(self.link().id) {
+            return None;
+        }
+        let server = self.link().raft.server_metrics();
+        let server = server.borrow_watched();
+        let known = |nodes: &openraft::alias::StoredMembershipOf<Types>| nodes.get_node(&id).is_some();
+        Some(known(&server.membership_config) || known(&server.committed_membership_config))
+    }
+
+    /// Waits until a leader says that this member was removed. One that was removed is told nothing
+    /// more, so it asks when it hears of no leader.
+    pub async fn removed(&self) {
+        let own = self.link().id;
+        loop {
+            tokio::time::sleep(FINISH_LOOK).await;
+            let members = self.members();
+            if members.len() <= 1 || (self.state().leader.is_some() && members.contains_key(&own)) {
+                continue;
+            }
+            let others = members.into_iter().filter(|(id, _)| *id != own);
+            let asked = others.map(|(id, member)| {
+                let peer = Peer { id, member };
+                async move { self.link().call(peer, Lane::Control, &Call::IsMember(own), FINISH_LOOK).await }
+            });
+            let told: Vec<Result<Option<bool>, TransportError>> = join_all(asked).await;
+            if told.into_iter().any(|told| matches!(told, Ok(Some(false)))) {
+                return;
+            }
+        }
+    }
+
     /// Who votes.
     #[must_use]
     pub fn voters(&self) -> BTreeSet<MemberId> {

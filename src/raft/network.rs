@@ -13,10 +13,12 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use openraft::OptionalSend;
-use openraft::alias::SnapshotOf;
+use openraft::alias::{SnapshotOf, WatchReceiverOf};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::base::BoxFuture as RaftFuture;
 use openraft::base::BoxStream as RaftStream;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::metrics::RaftServerMetrics;
 use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
@@ -28,7 +30,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -135,6 +137,8 @@ pub(crate) enum Call {
     Members,
     /// Answered by `About`.
     About,
+    /// Whether there is such a member: answered by `Option<bool>`, none if the one asked does not lead.
+    IsMember(MemberId),
 }
 
 /// A proposal on its way to the leader.
@@ -154,19 +158,38 @@ pub(crate) struct SnapshotHead {
 
 pub(crate) type Meta = openraft::alias::SnapshotMetaOf<Types>;
 
-#[derive(Debug, Clone)]
+/// Where members are reached now. openraft keeps a client for as long as a member is one, and hands
+/// it no other address when the member's changes.
+#[derive(Clone, Default)]
+pub(crate) struct Directory(Arc<OnceLock<ServerMetrics>>);
+
+type ServerMetrics = WatchReceiverOf<Types, RaftServerMetrics<Types>>;
+
+impl Directory {
+    /// Told once Raft is there.
+    pub(crate) fn open(&self, metrics: ServerMetrics) {
+        self.0.get_or_init(|| metrics);
+    }
+
+    fn find(&self, id: MemberId) -> Option<Member> {
+        self.0.get()?.borrow_watched().membership_config.membership().get_node(&id).cloned()
+    }
+}
+
+#[derive(Clone)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
+    directory: Directory,
 }
 
 impl Network {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+    pub(crate) fn new(transport: Arc<dyn Transport>, directory: Directory) -> Self {
+        Self { transport, directory }
     }
 
     fn client(&self, id: MemberId, member: &Member, append_lane: Lane) -> Client {
-        let peer = Peer { id, member: member.clone() };
-        Client { transport: self.transport.clone(), peer, append_lane }
+        let (transport, directory) = (self.transport.clone(), self.directory.clone());
+        Client { transport, directory, id, member: member.clone(), append_lane }
     }
 }
 
@@ -186,17 +209,23 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
-#[derive(Debug)]
 pub(crate) struct Client {
     transport: Arc<dyn Transport>,
-    peer: Peer,
+    directory: Directory,
+    id: MemberId,
+    /// As it was when the client was made.
+    member: Member,
     append_lane: Lane,
 }
 
 impl Client {
+    fn peer(&self) -> Peer {
+        Peer { id: self.id, member: self.directory.find(self.id).unwrap_or_else(|| self.member.clone()) }
+    }
+
     async fn call<T: DeserializeOwned>(&self, call: &Call, option: &RPCOption) -> Result<T, RPCError<Types>> {
         let request = codec::encode(call).map_err(broken)?;
-        let answer = self.transport.call(self.peer.clone(), Lane::Control, request.into(), option.soft_ttl());
+        let answer = self.transport.call(self.peer(), Lane::Control, request.into(), option.soft_ttl());
         codec::decode("peer's answer", &answer.await.map_err(failed)?).map_err(broken)
     }
 }
@@ -259,7 +288,7 @@ impl NetStreamAppend<Types> for Client {
         let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
-        let answers = self.transport.stream(self.peer.clone(), self.append_lane, requests, option.soft_ttl());
+        let answers = self.transport.stream(self.peer(), self.append_lane, requests, option.soft_ttl());
         let lane = self.append_lane;
         Box::pin(async move {
             let answers = match answers.await {
@@ -298,7 +327,7 @@ impl NetSnapshot<Types> for Client {
         let exchange = async {
             let mut answers = self
                 .transport
-                .stream(self.peer.clone(), Lane::Snapshot, requests, option.soft_ttl())
+                .stream(self.peer(), Lane::Snapshot, requests, option.soft_ttl())
                 .await
                 .map_err(failed)?;
             match answers.next().await {

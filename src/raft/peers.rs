@@ -41,6 +41,7 @@ impl Consensus {
             Call::Change { change, remaining_ms } => {
                 encode(&self.change_here(change, Duration::from_millis(remaining_ms)).await)
             }
+            Call::IsMember(id) => encode(&self.has_member(id)),
             Call::About => encode(&self.about()),
             Call::Members => encode(&self.member_states_here()),
             Call::WallClock => encode(&self.clock().wall_ms()),

@@ -240,6 +240,8 @@ async fn one_member_grows_to_three_without_a_failed_write_and_shrinks_again() {
     let answer = cluster.client(other).answer("DELETE", &removed, "").await;
     assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap());
     assert_eq!(cluster.client(other).put("after", "v").await, Outcome::Done);
+    let why = cluster.ended_with(leader).await;
+    assert!(why.contains("was removed from its cluster"), "{why}");
     let seen: Value = cluster.client(other).answer("GET", "/v1/cluster/members", "").await.json().await.unwrap();
     assert_eq!(seen["members"].as_array().unwrap().len(), 2, "{seen}");
     // Of two, one that does not answer must not leave: the other could not go on.

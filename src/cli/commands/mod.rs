@@ -5,6 +5,7 @@ pub(super) mod backup;
 pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
+pub(super) mod member;
 mod pages;
 mod prompt;
 pub(super) mod read;

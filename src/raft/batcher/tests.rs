@@ -39,6 +39,10 @@ impl Log for Held {
         (1, 0)
     }
 
+    async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
+        Some(own_ms)
+    }
+
     fn route(&self) -> Route {
         self.elsewhere.lock().clone().unwrap_or(Route::Here)
     }
