@@ -13,6 +13,9 @@ mod link;
 mod meet;
 mod transport;
 
+#[cfg(test)]
+mod tests;
+
 pub use door::{Answerer, Door, Meeting};
 pub use hello::Identity;
 pub use meet::meet;
