@@ -8,7 +8,8 @@ usage: scripts/with-node.sh COMMAND [ARGUMENT...]
 
 Starts one node, waits until it is ready, runs COMMAND, and stops the node.
 The command finds the node in TENURE_URL (http://127.0.0.1:PORT) and its process id in
-TENURE_PID. Its exit code is ours; if it or the node fails, the end of the node's log is shown.
+TENURE_PID, its data directory in TENURE_DATA. Its exit code is ours; if it or the node fails, the
+end of the node's log is shown.
 
   TENURE_BIN         the binary; without it, `cargo build` makes target/debug/tenure
   TENURE_SERVE_ARGS  further arguments of `tenure serve`, separated by blanks
@@ -78,7 +79,7 @@ done
 [ -n "$url" ] || { echo "with-node: the node was not ready within 30 s" >&2; exit 1; }
 
 code=0
-TENURE_URL=$url TENURE_PID=$node "$@" || code=$?
+TENURE_URL=$url TENURE_PID=$node TENURE_DATA=$work/data "$@" || code=$?
 if ! kill -0 "$node" 2>/dev/null; then
     echo "with-node: the node ended by itself" >&2
     [ "$code" -ne 0 ] || code=1

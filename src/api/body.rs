@@ -20,14 +20,15 @@ pub struct Body {
 
 enum Content {
     Full(Bytes),
-    Stream(Chunks),
+    /// With the length of it all, if that is known.
+    Stream(Chunks, Option<u64>),
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.content {
             Content::Full(bytes) => write!(f, "Body({} bytes)", bytes.len()),
-            Content::Stream(_) => f.write_str("Body(stream)"),
+            Content::Stream(..) => f.write_str("Body(stream)"),
         }
     }
 }
@@ -42,7 +43,12 @@ impl Body {
     }
 
     pub(crate) fn stream(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
-        Self { content: Content::Stream(Box::pin(chunks)), admission: None }
+        Self { content: Content::Stream(Box::pin(chunks), None), admission: None }
+    }
+
+    /// A stream that yields exactly so many bytes, or fails.
+    pub(crate) fn sized(length: u64, chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        Self { content: Content::Stream(Box::pin(chunks), Some(length)), admission: None }
     }
 
     pub(crate) fn admitted(mut self, admission: Option<Admission>) -> Self {
@@ -54,7 +60,7 @@ impl Body {
     pub(crate) fn len(&self) -> Option<usize> {
         match &self.content {
             Content::Full(bytes) => Some(bytes.len()),
-            Content::Stream(_) => None,
+            Content::Stream(..) => None,
         }
     }
 }
@@ -67,7 +73,7 @@ impl hyper::body::Body for Body {
         match &mut self.content {
             Content::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Content::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Stream(chunks) => {
+            Content::Stream(chunks, _) => {
                 chunks.as_mut().poll_next(cx).map(|chunk| chunk.map(|bytes| bytes.map(Frame::data)))
             }
         }
@@ -80,7 +86,8 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Stream(_) => SizeHint::default(),
+            Content::Stream(_, Some(length)) => SizeHint::with_exact(*length),
+            Content::Stream(_, None) => SizeHint::default(),
         }
     }
 }

@@ -5,6 +5,8 @@ use super::server_flags::ServerFlags;
 use crate::node::config::parse;
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use rustix::process::Signal;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -92,6 +94,8 @@ pub(super) enum Command {
     Del(Del),
     /// List keys, one level at a time
     Ls(Ls),
+    /// Follow changes, and run a command on them
+    Watch(Box<Watch>),
     /// Show the former versions of a key
     History(History),
     /// Change a value in $EDITOR; saved only if nobody else changed it meanwhile
@@ -100,6 +104,11 @@ pub(super) enum Command {
     Txn(Txn),
     /// Add to a counter and print its new value
     Incr(Incr),
+    /// Show, set or clear the time that a key has left
+    Ttl(Ttl),
+    /// Grant leases, which end with their keys unless they are kept alive
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Show the state of each endpoint
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10
@@ -203,6 +212,15 @@ pub(super) struct Put {
     /// Stored with the value and given back with it
     #[arg(long, value_name = "TYPE")]
     pub(super) content_type: Option<String>,
+    /// Delete the key when this time has passed; never early
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) ttl: Option<Duration>,
+    /// Attach the key to this lease: it goes when the lease ends
+    #[arg(long, value_name = "ID", conflicts_with = "ttl")]
+    pub(super) lease: Option<String>,
+    /// Leave the key's TTL or lease as it is
+    #[arg(long, conflicts_with_all = ["ttl", "lease"])]
+    pub(super) keep_ttl: bool,
     #[command(flatten)]
     pub(super) retry: Retry,
 }
@@ -255,8 +273,109 @@ pub(super) struct Ls {
     /// With revision, version, size and content type
     #[arg(short, long)]
     pub(super) long: bool,
+    /// Go on showing what changes: on a terminal the listing anew, otherwise a line for each change
+    #[arg(short, long, conflicts_with_all = ["count", "rev"])]
+    pub(super) watch: bool,
     #[command(flatten)]
     pub(super) read: ReadFrom,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = WATCH_HELP)]
+pub(super) struct Watch {
+    /// Keys to follow, byte for byte; with a bare `--prefix`, what begins with them; without any, every key
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) keys: Vec<Verbatim>,
+    /// Follow everything that begins with this; may be given again
+    #[arg(long = "prefix", value_parser = verbatim(), value_name = "PREFIX", num_args = 0..=1, default_missing_value = "")]
+    pub(super) prefixes: Vec<Verbatim>,
+    /// Begin after this revision instead of now
+    #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(i64).range(0..))]
+    pub(super) after: Option<i64>,
+    /// First the present state, then its changes
+    #[arg(long)]
+    pub(super) initial: bool,
+    /// Only changes of these types
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
+    pub(super) types: Vec<ChangeType>,
+    /// Also ask for the entry before each change
+    #[arg(long)]
+    pub(super) prev: bool,
+    /// Keep the last revision seen in this file, and resume after it
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Option<PathBuf>,
+    /// How COMMAND follows changes: each, latest, restart or signal=NAME
+    #[arg(long, value_name = "MODE", default_value = "each", value_parser = RunMode::parse, requires = "command")]
+    pub(super) mode: RunMode,
+    /// latest, restart, signal: wait until there was no change for this long
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = parse::duration, requires = "command")]
+    pub(super) debounce: Duration,
+    /// How long COMMAND has after SIGTERM before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse::duration, requires = "command")]
+    pub(super) grace: Duration,
+    /// Run this, without a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+const WATCH_HELP: &str = "\
+COMMAND gets TENURE_EVENT (put or delete), TENURE_KEY, TENURE_REVISION, TENURE_VALUE and TENURE_PREV_VALUE
+in its environment where they fit there (no NUL, at most 100 kB), and the event as JSON on standard input.
+Modes:
+  each         run it for every change, one after another (the default)
+  latest       run it for the newest change; those that come while it runs are one more run
+  restart      run it, and stop and start it again with every change
+  signal=HUP   run it from the start, and send it this signal with every change; its end is ours
+Interrupted, tenure ends COMMAND and exits with 130 (SIGINT) or 143 (SIGTERM).";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ChangeType {
+    Put,
+    Delete,
+}
+
+impl ChangeType {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// How a command follows changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunMode {
+    Each,
+    Latest,
+    Restart,
+    Signal(Signal),
+}
+
+impl RunMode {
+    fn parse(text: &str) -> Result<Self, String> {
+        let signals = [
+            ("HUP", Signal::HUP),
+            ("INT", Signal::INT),
+            ("QUIT", Signal::QUIT),
+            ("TERM", Signal::TERM),
+            ("USR1", Signal::USR1),
+            ("USR2", Signal::USR2),
+            ("WINCH", Signal::WINCH),
+        ];
+        match text.split_once('=') {
+            None if text == "each" => Ok(Self::Each),
+            None if text == "latest" => Ok(Self::Latest),
+            None if text == "restart" => Ok(Self::Restart),
+            Some(("signal", name)) => {
+                let plain = name.strip_prefix("SIG").unwrap_or(name);
+                let signal = signals.iter().find(|(known, _)| *known == plain).map(|(_, signal)| Self::Signal(*signal));
+                let known = || signals.map(|(known, _)| known).join(", ");
+                signal.ok_or_else(|| format!("signal {name:?} is none of {}", known()))
+            }
+            _ => Err("it is each, latest, restart or signal=NAME".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -314,8 +433,93 @@ pub(super) struct Incr {
     /// Stop at the bound instead of failing
     #[arg(long)]
     pub(super) clamp: bool,
+    /// Delete the counter when this time has passed since its last addition
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) ttl: Option<Duration>,
     #[command(flatten)]
     pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ttl {
+    /// The key, byte for byte
+    #[arg(value_parser = verbatim(), value_name = "KEY")]
+    pub(super) key: Verbatim,
+    /// Give it this long from now on; no new revision, no watcher wakes
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) set: Option<Duration>,
+    /// Make it stay
+    #[arg(long, conflicts_with = "set")]
+    pub(super) clear: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseCommand {
+    /// Grant a lease and print its id
+    Grant(LeaseGrant),
+    /// List leases
+    Ls(LeaseLs),
+    /// Show a lease
+    Get(LeaseGet),
+    /// Give a lease its whole TTL again
+    Keepalive(LeaseId),
+    /// Keep a lease alive until this command ends, then revoke it
+    Hold(LeaseHold),
+    /// End a lease and delete its keys
+    Revoke(LeaseId),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseGrant {
+    /// Its time to live, such as 15s
+    #[arg(value_name = "TTL", value_parser = parse::duration)]
+    pub(super) ttl: Duration,
+    /// What people call it
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Its id, 1 to 16 hexadecimal digits; a random one by default
+    #[arg(long)]
+    pub(super) id: Option<String>,
+    /// A JSON object to note with it
+    #[arg(long, value_name = "JSON")]
+    pub(super) metadata: Option<String>,
+    #[command(flatten)]
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseLs {
+    /// Only leases whose name begins with this
+    #[arg(value_name = "PREFIX")]
+    pub(super) prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseGet {
+    #[command(flatten)]
+    pub(super) lease: LeaseId,
+    /// Also list its keys
+    #[arg(long)]
+    pub(super) keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseId {
+    /// The lease's id
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseHold {
+    #[command(flatten)]
+    pub(super) lease: LeaseId,
+    /// Do not revoke it at the end: it runs out by itself
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Time between renewals; a third of the TTL by default
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) every: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -532,12 +736,49 @@ pub(super) struct Man {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
+    #[command(flatten)]
+    Loop(BenchLoop),
+    /// Follow keys with many streams while they are written
+    Watch(BenchWatch),
+}
+
+/// Connections that each send one request after the other.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchLoop {
     /// Write
     Put(BenchPut),
     /// Read single keys
     Get(BenchGet),
     /// Read and write
     Mixed(BenchMixed),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchWatch {
+    /// Streams, each on a connection of its own
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(super) streams: u64,
+    /// Writes a second
+    #[arg(long, value_name = "OPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) rate: u64,
+    /// How long to write
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(super) duration: Duration,
+    /// Distinct keys; streams and writes are dealt to them in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) key_space: u64,
+    /// Bytes of a key
+    #[arg(long, value_name = "BYTES", default_value_t = 32, value_parser = clap::value_parser!(u64).range(8..=4096))]
+    pub(super) key_size: u64,
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    pub(super) value_size: u64,
+    /// What the keys begin with
+    #[arg(long, value_name = "PREFIX", default_value = "w/")]
+    pub(super) key_prefix: String,
+    /// Threads of the load generator
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(super) threads: u64,
 }
 
 #[derive(Debug, Args)]
@@ -551,12 +792,8 @@ pub(super) struct BenchPut {
 
 #[derive(Debug, Args)]
 pub(super) struct BenchGet {
-    /// Read any member's state, even if it lags
-    #[arg(long)]
-    pub(super) stale: bool,
-    /// The keys are there already: do not write them first
-    #[arg(long)]
-    pub(super) no_fill: bool,
+    #[command(flatten)]
+    pub(super) read: BenchRead,
     #[command(flatten)]
     pub(super) load: BenchLoad,
 }
@@ -566,14 +803,20 @@ pub(super) struct BenchMixed {
     /// Reads among 100 operations
     #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u64).range(0..=100))]
     pub(super) reads: u64,
+    #[command(flatten)]
+    pub(super) read: BenchRead,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchRead {
     /// Read any member's state, even if it lags
     #[arg(long)]
     pub(super) stale: bool,
     /// The keys are there already: do not write them first
     #[arg(long)]
     pub(super) no_fill: bool,
-    #[command(flatten)]
-    pub(super) load: BenchLoad,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -669,11 +912,31 @@ mod tests {
             &["txn", "-i", "-f", "x"],
             &["completion", "cmd.exe"],
             &["bench", "put", "--txn", "129"],
+            &["watch", "k", "--mode", "latest"],
+            &["watch", "k", "--mode", "signal=NOPE", "--", "true"],
+            &["watch", "--after", "-1"],
+            &["ls", "--watch", "--count"],
             &["get", "k", "-o", "xml"],
             &["serve", "--quota", "1"],
         ] {
             assert_eq!(parsed(args).map(drop).unwrap_err().exit_code(), 2, "{args:?}");
         }
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_watchs_command() {
+        let Command::Watch(watch) =
+            parsed(&["watch", "a", "b", "--prefix", "p/", "--mode", "signal=SIGHUP", "--", "x", "--prefix"])
+                .unwrap()
+                .command
+        else {
+            unreachable!()
+        };
+        assert_eq!(watch.keys, [Verbatim(b"a".to_vec()), Verbatim(b"b".to_vec())]);
+        assert_eq!((watch.prefixes.len(), watch.mode), (1, RunMode::Signal(Signal::HUP)));
+        assert_eq!(watch.command, ["x", "--prefix"]);
+        let Command::Watch(watch) = parsed(&["watch", "a/", "--prefix"]).unwrap().command else { unreachable!() };
+        assert_eq!((watch.keys.len(), &watch.prefixes), (1, &vec![Verbatim(Vec::new())]));
     }
 
     #[test]

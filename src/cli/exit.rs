@@ -21,6 +21,10 @@ pub(super) const UNAVAILABLE: u8 = 7;
 pub(super) const OUTCOME_UNKNOWN: u8 = 8;
 pub(super) const COMPACTED: u8 = 9;
 pub(super) const UNHEALTHY: u8 = 10;
+/// As shells and docker have them: the command is not executable, is not there, was killed by a signal.
+pub(super) const NOT_EXECUTABLE: u8 = 126;
+pub(super) const NO_COMMAND: u8 = 127;
+pub(super) const SIGNALLED: u8 = 128;
 
 #[derive(Debug, Error)]
 pub(super) enum CliError {

@@ -14,6 +14,7 @@ mod key;
 mod lines;
 mod request;
 mod transport;
+mod watch;
 
 pub use curl::{curl_line, quote};
 pub use endpoint::Endpoint;
@@ -23,3 +24,4 @@ pub use key::{encode_component, encode_key_path};
 pub use lines::Lines;
 pub use request::{Body, Method, Request};
 pub use transport::{Answer, Attempt, Client, Options, Stream, Upload};
+pub use watch::{Follow, Followed, WatchEvent};

@@ -85,6 +85,18 @@ impl Request {
         self.push(name, Some(value))
     }
 
+    /// As `with`, beside values of the same name.
+    #[must_use]
+    pub fn also(mut self, name: &'static str, value: impl AsRef<[u8]>) -> Self {
+        self.query.push((name, Some(encode_query_value(value.as_ref()))));
+        self
+    }
+
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.query.iter().any(|(known, _)| *known == name)
+    }
+
     /// Adds the parameter only if there is a value.
     #[must_use]
     pub fn maybe(self, name: &'static str, value: Option<impl ToString>) -> Self {

@@ -68,6 +68,12 @@ impl Client {
         &self.options.endpoints
     }
 
+    /// Asks another endpoint first from now on: this one does not answer.
+    pub fn prefer_next(&self) {
+        let next = (self.current.load(Ordering::Relaxed) + 1) % self.options.endpoints.len();
+        self.current.store(next, Ordering::Relaxed);
+    }
+
     /// What has been tried since the last call.
     #[must_use]
     pub fn take_attempts(&self) -> Vec<Attempt> {
@@ -257,6 +263,12 @@ impl Head {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
+
+    /// Of an answer that ended before its end: what was only read can be asked for again.
+    fn cut_short(&self, read_only: bool, message: String) -> Error {
+        let endpoint = self.endpoint.clone();
+        if read_only { Error::NoAnswer { endpoint, message } } else { Error::Lost { endpoint, message } }
+    }
 }
 
 /// An answer whose body is still to be read.
@@ -293,24 +305,19 @@ impl Stream {
     }
 
     fn broken(&self, message: String) -> Error {
-        let endpoint = self.head.endpoint.clone();
-        if self.read_only { Error::NoAnswer { endpoint, message } } else { Error::Lost { endpoint, message } }
+        self.head.cut_short(self.read_only, message)
     }
 
     async fn collect(self, deadline: Option<Duration>) -> Result<Answer, Error> {
         let Self { head, response, read_only } = self;
-        let lost = |message: String| {
-            let endpoint = head.endpoint.clone();
-            if read_only { Error::NoAnswer { endpoint, message } } else { Error::Lost { endpoint, message } }
-        };
         let body = match deadline {
             None => response.bytes().await,
             Some(deadline) => match tokio::time::timeout(deadline, response.bytes()).await {
                 Ok(body) => body,
-                Err(_) => return Err(lost("timed out in the middle of the answer".to_owned())),
+                Err(_) => return Err(head.cut_short(read_only, "timed out in the middle of the answer".to_owned())),
             },
         };
-        let body = body.map_err(|error| lost(root_cause(&error)))?;
+        let body = body.map_err(|error| head.cut_short(read_only, root_cause(&error)))?;
         Ok(Answer { head, body })
     }
 }

@@ -22,9 +22,9 @@ pub(super) const ATTACHMENTS: u8 = 3;
 pub(super) const IDEMPOTENCY: u8 = 4;
 pub(super) const END: u8 = 6;
 /// Blocks of the block store, each behind its length.
-pub(super) const RECORDS: u8 = 8;
+pub(super) const RECORDS: u8 = 7;
 /// 2 were leases before they had generations, in no release.
-pub(super) const LEASES: u8 = 7;
+pub(super) const LEASES: u8 = 8;
 
 /// Blocks aim at this many bytes; one huge record may take a block of its own.
 const BLOCK_BYTES: usize = 256 << 10;

@@ -227,6 +227,9 @@ impl Restore {
                 return Err(corrupt("a deleted key is attached to a lease"));
             }
             if let Some(key) = Arc::get_mut(&mut newest) {
+                if key.head.lease != lease {
+                    key.slot.rehang();
+                }
                 key.head.lease = lease;
                 key.history = History::from_places(older.into_iter());
                 self.count(key);
@@ -300,7 +303,7 @@ fn version(record: &Record, hash: u128, with_value: bool) -> Option<KeyRecord> {
         main: record.main,
         create: record.create_revision,
         version: record.version,
-        lease: 0,
+        lease: record.lease,
         content_type: record.content_type.clone(),
         hash: hash::split(hash),
         value_size: u32::try_from(record.value.len()).ok()?,

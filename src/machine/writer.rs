@@ -38,11 +38,11 @@ pub struct Machine {
     pub(super) values: Arc<Values>,
     /// Records of the batch under way, not yet in the block store.
     pub(super) pending: Vec<Arc<Record>>,
-    pub(super) hand: Hand,
     /// What the batch under way did to leases, in order.
     pub(super) lease_changes: Vec<LeaseChange>,
     /// The term of the entry under way.
     pub(super) term: u64,
+    pub(super) hand: Hand,
     pub(super) content_types: ContentTypes,
     /// Revisions up to here have been through the block store's trim.
     pub(super) store_trimmed: crate::model::Revision,
@@ -67,9 +67,9 @@ impl Machine {
             published: Arc::new(Published::new(root.clone())),
             values: root.values.clone(),
             pending: Vec::new(),
-            hand: Hand::default(),
             lease_changes: Vec::new(),
             term: 0,
+            hand: Hand::default(),
             content_types: ContentTypes::default(),
             store_trimmed: root.trimmed,
             root,

@@ -203,6 +203,8 @@ pub struct RangeOp {
     pub revision: Revision,
     /// 0 is no limit.
     pub limit: u64,
+    /// The reply ends once keys and values pass this many bytes, with at least one entry; 0 is no limit.
+    pub bytes_max: u64,
     pub sort: RangeSort,
     pub order: SortOrder,
     pub keys_only: bool,
@@ -221,6 +223,7 @@ impl RangeOp {
             range,
             revision: 0,
             limit: 0,
+            bytes_max: 0,
             sort: RangeSort::Key,
             order: SortOrder::Ascending,
             keys_only: false,

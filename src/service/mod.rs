@@ -262,6 +262,17 @@ impl Service {
         }
     }
 
+    /// Brings the metrics up to date that say what the store holds; for each scrape.
+    pub fn note_sizes(&self) {
+        let (view, metrics) = (self.newest(), &self.inner.parts.metrics);
+        let stats = view.stats();
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.revision.set(view.revision());
+        metrics.compacted_revision.set(view.compacted_revision());
+        metrics.keys.set(gauge(stats.keys));
+        metrics.logical_bytes.set(gauge(stats.used_bytes));
+    }
+
     fn alarms(&self) -> Vec<&'static str> {
         let stats = self.newest().stats();
         let full = stats.used_bytes >= stats.quota_bytes;

@@ -18,7 +18,7 @@ impl Service {
         let opened = tasks.blocking(move || Ok((store.read(id)?.meta().revision, store.raw(id)?))).await;
         let panicked = || Err(crate::model::Fault::Invariant("opening a snapshot panicked".to_owned()));
         let (revision, raw) = opened.unwrap_or_else(panicked).map_err(|problem| fault(&problem))?;
-        let size_hint = Some(raw.length());
+        let length = raw.length();
         let (sender, chunks) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
         // The reads block; they end with the file, with the client, or, as the channel's other end is
         // dropped with the connection, at shutdown.
@@ -35,7 +35,7 @@ impl Service {
                 tracing::error!("reading a snapshot panicked");
             }
         });
-        let body = SnapshotStream { revision, size_hint, chunks };
+        let body = SnapshotStream { revision, length, chunks };
         Ok(self.answer(self.header_at(revision), body, false))
     }
 }

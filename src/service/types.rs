@@ -141,7 +141,7 @@ pub struct HashReply {
 #[derive(Debug)]
 pub struct SnapshotStream {
     pub revision: Revision,
-    pub size_hint: Option<u64>,
+    pub length: u64,
     pub chunks: tokio::sync::mpsc::Receiver<Result<Bytes, crate::model::Fault>>,
 }
 

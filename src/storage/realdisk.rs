@@ -31,6 +31,10 @@ impl Disk for RealDisk {
         Ok(Arc::new(RealFile { file }))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile { file: File::open(path)? }))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir)? {
@@ -140,6 +144,9 @@ mod tests {
         disk.rename(&dir.join("one"), &dir.join("two")).unwrap();
         disk.sync_dir(&dir).unwrap();
         assert_eq!(disk.list(&dir).unwrap(), ["two"]);
+        let read = disk.open_read(&dir.join("two")).unwrap();
+        assert!(read.write_at(b"x", 0).is_err() && read.set_len(0).is_err(), "for reading alone");
+        assert_eq!(read.len().unwrap(), 10_003);
         let mut buf = [1; 8];
         let file = disk.open(&dir.join("two")).unwrap();
         assert_eq!(file.read_at(&mut buf, 9_996).unwrap(), 7);

@@ -412,6 +412,10 @@ impl Disk for SimDisk {
         Ok(Arc::new(SimFile { state: self.state.clone(), node, path: path.to_owned(), epoch: state.epoch }))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state.lock();
         if !state.dirs.contains(dir) {

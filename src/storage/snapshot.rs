@@ -224,7 +224,7 @@ impl Inner {
     }
 
     fn open_file(&self, path: &Path) -> Result<Arc<dyn DiskFile>, Fault> {
-        self.disk.open(path).map_err(|error| Fault::io(format!("open {}", path.display()), &error))
+        self.disk.open_read(path).map_err(|error| Fault::io(format!("open {}", path.display()), &error))
     }
 
     fn remove(&self, path: &Path) -> Result<(), Fault> {

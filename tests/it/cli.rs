@@ -379,6 +379,68 @@ fn incr_counts_within_bounds() {
 }
 
 #[test]
+fn ttl_and_leases_bound_the_life_of_keys() {
+    let server = support::server();
+    let shell = Shell::on(&server.url());
+    shell.run(&["put", "brief", "x", "--ttl", "1h"]).ok();
+    let left = shell.run(&["ttl", "brief"]).ok();
+    assert!(left.text().contains(" left of 3600s, lease "), "{}", left.text());
+    shell.run(&["ttl", "brief", "--set", "90s", "-o", "value"]).ok().prints("90000\n");
+    shell.run(&["put", "brief", "y", "--keep-ttl"]).ok();
+    assert_eq!(shell.run(&["ttl", "brief", "-o", "json"]).ok().json()["ttl_ms"], 90_000);
+    shell.run(&["ttl", "brief", "--clear"]).ok().prints("no TTL: it stays\n");
+    shell.run(&["ttl", "brief", "-o", "value"]).ok().prints("-1\n");
+    shell.run(&["ttl", "none"]).exits(3);
+    shell.run(&["incr", "visits", "--ttl", "1h"]).ok().prints("1\n");
+    assert_eq!(shell.run(&["ttl", "visits", "-o", "json"]).ok().json()["ttl_ms"], 3_600_000);
+    let grant = ["lease", "grant", "1h", "--id", "a1", "--name", "worker", "--metadata", "{\"zone\":\"b\"}"];
+    shell.run(&grant).ok().prints("00000000000000a1\n");
+    shell.run(&grant).exits(1);
+    shell.run(&["put", "leased", "x", "--lease", "a1"]).ok();
+    shell.run(&["ttl", "leased", "--set", "90s"]).exits(1);
+    let lease = shell.run(&["lease", "get", "a1", "--keys"]).ok();
+    assert!(lease.text().ends_with("\nname worker\nmetadata {\"zone\":\"b\"}\nkey leased\n"), "{}", lease.text());
+    shell.run(&["lease", "ls", "work", "-o", "value"]).ok().prints("00000000000000a1\n");
+    shell.run(&["lease", "ls", "other", "-o", "value"]).ok().prints("");
+    assert_eq!(shell.run(&["lease", "ls", "-o", "json"]).ok().json()["items"][0]["metadata"]["zone"], "b");
+    shell.run(&["lease", "keepalive", "a1"]).ok().prints("3600s left\n");
+    shell.run(&["lease", "revoke", "a1", "-o", "value"]).ok().prints("1\n");
+    shell.run(&["lease", "keepalive", "a1"]).exits(3);
+    shell.run(&["lease", "get", "a1/keepalive"]).exits(2);
+    shell.run(&["lease", "hold", "a1"]).exits(3);
+    shell.run(&["get", "leased"]).exits(3);
+}
+
+#[test]
+fn a_lease_is_held_until_the_command_ends_or_the_lease_does() {
+    let server = support::server();
+    let shell = Shell::on(&server.url());
+    for id in ["a1", "a2"] {
+        shell.run(&["lease", "grant", "2s", "--id", id]).ok();
+        shell.run(&["put", id, "x", "--lease", id]).ok();
+    }
+    let hold = |id: &str| {
+        let mut command = shell.command();
+        command.args(["lease", "hold", id, "--every", "100ms", "-o", "ndjson"]).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let mut first = [0; 1];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        child
+    };
+    let (mut ended, mut killed) = (hold("a1"), hold("a2"));
+    shell.run(&["lease", "revoke", "a1"]).ok();
+    assert_eq!(ended.wait().unwrap().code(), Some(3));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let begun = Instant::now();
+    while shell.run(&["get", "a2"]).code != 3 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the lease outlives its holder");
+    }
+    let history = shell.run(&["history", "a2", "-o", "json"]).ok().json();
+    assert_eq!(history["items"][0]["reason"], "lease_revoked");
+}
+
+#[test]
 fn txn_from_a_file_from_stdin_and_line_by_line() {
     let server = support::server();
     let shell = Shell::on(&server.url());

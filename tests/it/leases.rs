@@ -1,8 +1,6 @@
 //! Leases of a real member: never early by the client's own clock, hardly late, through kill -9, standstill
 //! and shutdown.
 
-#![expect(clippy::large_futures, reason = "a test may hold a whole exchange on its stack")]
-
 use crate::support::{Node, eventually};
 use futures_util::StreamExt;
 use serde_json::{Value, json};

@@ -331,3 +331,78 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     };
     tokio::join!(write, read);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_says_how_long_it_is() {
+    let api = Api::start().await;
+    api.put("a", "1").await;
+    let answer = api.get("/v1/snapshot").await;
+    let length: usize = answer.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    assert_eq!(answer.bytes().await.unwrap().len(), length);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listings_in_a_transaction_share_one_page() {
+    let api = Api::start().await;
+    let value = "x".repeat(1 << 20);
+    for number in 0..8 {
+        assert_eq!(api.put(&format!("big/{number}"), &value).await.status(), StatusCode::CREATED);
+    }
+    for (listings, each) in [(1, 4), (2, 2), (8, 1)] {
+        let lists: Vec<Value> = (0..listings).map(|_| json!({ "list": { "prefix": "big/" } })).collect();
+        let request = api.request("POST", "/v1/txn").json(&json!({ "then": lists }));
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        for result in answer["results"].as_array().unwrap() {
+            let list = &result["list"];
+            assert_eq!(list["items"].as_array().unwrap().len(), each, "of {listings}");
+            assert_eq!((&list["more"], &list["count"]), (&true.into(), &8.into()));
+        }
+    }
+    let keys_only = json!({ "then": [{ "list": { "prefix": "big/", "keys_only": true } }] });
+    let answer: Value = api.request("POST", "/v1/txn").json(&keys_only).send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["results"][0]["list"]["more"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_media_type_is_stored_as_one() {
+    let api = Api::start().await;
+    for (declared, status) in
+        [("text/plain; charset=utf-8", 201), ("json", 400), ("text/plain; charset", 400), ("a b/c", 400)]
+    {
+        let put = api.request("PUT", "/v1/kv/typed?cas=0").header("content-type", declared).body("x");
+        let answer = put.send().await.unwrap();
+        assert_eq!(answer.status(), status, "{declared}");
+        if status == 400 {
+            let problem: Value = answer.json().await.unwrap();
+            assert_eq!((&problem["code"], &problem["applied"]), (&"invalid-parameter".into(), &"no".into()));
+            assert_eq!(problem["parameter"], "content-type");
+        } else {
+            api.request("DELETE", "/v1/kv/typed").send().await.unwrap();
+        }
+    }
+    let put = json!({ "then": [{ "put": { "key": "a", "value": "1", "content_type": "json" } }] });
+    let answer = api.request("POST", "/v1/txn").json(&put).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    assert!(answer.text().await.unwrap().contains("content_type"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_say_what_the_store_holds() {
+    let api = Api::start().await;
+    for key in ["a", "b", "a"] {
+        api.put(key, &"x".repeat(100)).await;
+    }
+    api.request("POST", "/v1/compact?keep_revisions=1").send().await.unwrap();
+    let page = api.get("/metrics").await.text().await.unwrap();
+    let metric = |name: &str| -> u64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    };
+    let status = api.json("/v1/status").await;
+    assert_eq!(metric("tenure_store_keys"), 2);
+    assert_eq!(metric("tenure_store_revision"), status["revision"].as_u64().unwrap());
+    assert_eq!(metric("tenure_store_compacted_revision"), status["compacted_revision"].as_u64().unwrap());
+    assert!(metric("tenure_store_compacted_revision") > 0);
+    assert_eq!(metric("tenure_store_logical_bytes"), status["db_bytes_in_use"].as_u64().unwrap());
+    assert!(metric("tenure_store_logical_bytes") > 200);
+}

@@ -425,6 +425,32 @@ async fn a_start_ahead_of_the_store_waits_for_it() {
     assert_eq!((status, &late["code"]), (504, &json!("revision-not-reached")));
 }
 
+/// Deletes at the compacted revision, and the revision itself, outlive a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn issue_17780_a_crash_after_compaction_takes_nothing_back() {
+    let mut rig = Rig::start().await;
+    let mut newest = 0;
+    for round in 0..3 {
+        rig.put("gone", round.to_string()).await;
+        newest = rig.delete("gone").await;
+        rig.compact(newest).await;
+        rig.node.kill();
+        rig.node = rig.node.restart().await;
+        let (_, status) = rig.get("/v1/status").await;
+        assert_eq!((&status["revision"], &status["compacted_revision"]), (&json!(newest), &json!(newest)));
+        let (_, history) = rig.get("/v1/history/gone").await;
+        assert_eq!(
+            history["items"],
+            json!([{"type": "delete", "revision": newest, "version": 0, "reason": "deleted"}])
+        );
+    }
+    let mut stream = rig.watch(&format!("after={newest}")).await;
+    let next = rig.put("gone", "back").await;
+    let event = stream.must().await;
+    assert_eq!((revision(&event), &event["created"]), (newest + 1, &json!(true)));
+    assert_eq!(next, newest + 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_ends_streams_cleanly_and_soon() {
     let mut rig = Rig::start().await;

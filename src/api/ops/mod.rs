@@ -41,6 +41,7 @@ pub(crate) fn version(call: &mut Call) -> Outcome {
 
 pub(crate) fn metrics(call: &mut Call) -> Outcome {
     // Scrapers may be configured with parameters of their own, so none are refused here.
+    call.state.service.note_sizes();
     let mut page = String::with_capacity(64 << 10);
     encode(&mut page, &call.state.registry)
         .map_err(|_| Problem::new(Code::Internal, "the metrics could not be written"))?;

@@ -2,6 +2,7 @@
 
 use super::conditions::{Conditions, Tags, etag, if_none_match};
 use super::keys::KEY_ENCODING;
+use super::media::{EXPECTED, is_media_type};
 use super::query::{Names, Query};
 use super::ttl::{CHOICE, choice_by_query, key_expires_at};
 use super::{dto, idempotency};
@@ -11,7 +12,7 @@ use crate::api::json::{Writer, parse};
 use crate::api::problem::Problem;
 use crate::api::receive;
 use crate::api::status::Code;
-use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, WAIT_MAX_MS};
+use crate::model::limits::WAIT_MAX_MS;
 use crate::model::{
     Failure, Fault, KeyRange, KeyValue, Op, OpReply, PutOp, RangeOp, Reply, Revision, Txn, TxnReply, Why,
 };
@@ -158,11 +159,8 @@ pub(super) fn refuse_fence(call: &Call) -> Result<(), Problem> {
 fn declared_type(call: &Call) -> Result<Option<String>, Problem> {
     match call.header_text(CONTENT_TYPE.as_str())? {
         None | Some("" | "application/x-www-form-urlencoded") => Ok(None),
-        Some(declared) if declared.len() > CONTENT_TYPE_BYTES_MAX => Err(Problem::parameter(
-            "content-type",
-            format!("`Content-Type` is longer than {CONTENT_TYPE_BYTES_MAX} bytes"),
-        )),
-        Some(declared) => Ok(Some(declared.to_owned())),
+        Some(declared) if is_media_type(declared) => Ok(Some(declared.to_owned())),
+        Some(_) => Err(Problem::parameter("content-type", format!("`Content-Type` is not {EXPECTED}"))),
     }
 }
 

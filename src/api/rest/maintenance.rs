@@ -151,6 +151,7 @@ pub(crate) async fn snapshot(call: &mut Call) -> Outcome {
     let mut header = answer.header;
     header.revision = answer.body.revision;
     let name = format!("attachment; filename=\"tenure-{}.snap\"", answer.body.revision);
+    let length = answer.body.length;
     let stopping = call.state.service.stopping().clone();
     let chunks = unfold((answer.body.chunks, stopping), |(mut chunks, stopping)| async move {
         let chunk = match stopping.run_until_cancelled(chunks.recv()).await {
@@ -160,7 +161,7 @@ pub(crate) async fn snapshot(call: &mut Call) -> Outcome {
         };
         Some((chunk, (chunks, stopping)))
     });
-    let mut response = Response::new(Body::stream(chunks));
+    let mut response = Response::new(Body::sized(length, chunks));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));

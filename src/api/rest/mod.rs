@@ -16,6 +16,7 @@ pub(crate) mod kv;
 pub(crate) mod leases;
 pub(crate) mod list;
 pub(crate) mod maintenance;
+mod media;
 pub(crate) mod query;
 pub(crate) mod ttl;
 pub(crate) mod txn;

@@ -4,6 +4,7 @@ use super::dto::{self, Values};
 use super::fields::{Fields, parse_body};
 use super::idempotency;
 use super::kv::{foreign, refuse_fence};
+use super::media::{EXPECTED, is_media_type};
 use super::query::{Names, unknown};
 use super::ttl::{NewId, choice_by_fields, lease_id};
 use crate::api::call::{ALWAYS, Call, Outcome};
@@ -11,7 +12,7 @@ use crate::api::json::{Node, Value, Writer};
 use crate::api::problem::Problem;
 use crate::api::receive;
 use crate::api::status::Code;
-use crate::model::limits::{CONTENT_TYPE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
+use crate::model::limits::{LIST_PAGE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
 use crate::model::{
     Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp, RangeSort, Reply, Revision,
     SortOrder, Txn, TxnReply,
@@ -88,9 +89,24 @@ fn decode(body: &[u8], new_id: NewId<'_>) -> Result<Request, Problem> {
         }
     }
     let compares = each(compares, "if", compare)?;
-    let (success, success_shapes) = each(success, "then", |fields| operation(fields, new_id))?.into_iter().unzip();
-    let (failure, failure_shapes) = each(failure, "else", |fields| operation(fields, new_id))?.into_iter().unzip();
+    let success = each(success, "then", |fields| operation(fields, new_id))?;
+    let failure = each(failure, "else", |fields| operation(fields, new_id))?;
+    let (mut success, success_shapes): (Vec<_>, Vec<_>) = success.into_iter().unzip();
+    let (mut failure, failure_shapes): (Vec<_>, Vec<_>) = failure.into_iter().unzip();
+    share_page(&mut success, &success_shapes);
+    share_page(&mut failure, &failure_shapes);
     Ok(Request { txn: Txn { compares, success, failure }, success: success_shapes, failure: failure_shapes })
+}
+
+/// The listings of a branch hold together what one page may.
+fn share_page(branch: &mut [Op], shapes: &[Shape]) {
+    let listings = shapes.iter().filter(|shape| matches!(shape, Shape::List { .. })).count();
+    let share = u64::try_from(LIST_PAGE_BYTES_MAX / listings.max(1)).unwrap_or(u64::MAX);
+    for op in branch {
+        if let Op::Range(range) = op {
+            range.bytes_max = share;
+        }
+    }
 }
 
 fn each<'a, T>(
@@ -237,17 +253,10 @@ fn operation(mut fields: Fields<'_>, new_id: NewId<'_>) -> Result<(Op, Shape), P
 /// The declared `content_type`; a `value_json` is JSON unless it says otherwise.
 pub(super) fn stored_type(fields: &mut Fields<'_>, is_json: bool) -> Result<Option<String>, Problem> {
     let declared = fields.text("content_type")?;
-    let fits = |text: &str| {
-        !text.is_empty()
-            && text.len() <= CONTENT_TYPE_BYTES_MAX
-            && text.bytes().all(|byte| (0x20..0x7f).contains(&byte))
-    };
     match declared {
         None => Ok(is_json.then(|| "application/json".to_owned())),
-        Some(declared) if fits(&declared) => Ok(Some(declared.into_owned())),
-        Some(_) => {
-            Err(fields.wrong("content_type", &format!("1 to {CONTENT_TYPE_BYTES_MAX} visible ASCII characters")))
-        }
+        Some(declared) if is_media_type(&declared) => Ok(Some(declared.into_owned())),
+        Some(_) => Err(fields.wrong("content_type", EXPECTED)),
     }
 }
 

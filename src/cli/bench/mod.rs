@@ -1,4 +1,5 @@
-//! `bench`: a closed loop of connections against running members, with the server's own cost.
+//! `bench`: a closed loop of connections against running members, or many watch streams (`watch`), with the
+//! server's own cost.
 //!
 //! The load generator shares the machine with the server more often than not, so it must cost little:
 //! one task per connection with one request at a time, on one thread unless told otherwise, its own
@@ -8,9 +9,10 @@ mod cost;
 mod keys;
 mod load;
 mod report;
+mod watch;
 mod wire;
 
-use super::args::{BenchCommand, BenchLoad};
+use super::args::{BenchCommand, BenchLoad, BenchLoop};
 use super::exit::CliError;
 use super::output::Mode;
 use super::session::Session;
@@ -26,43 +28,50 @@ const FILL_TXN_KEYS: u64 = 128;
 pub(super) fn run(command: &BenchCommand, mut session: Session) -> Result<(), CliError> {
     session.no_curl("bench")?;
     session.mode.among(&[Mode::Human, Mode::Json, Mode::Ndjson])?;
-    let threads = usize::try_from(options(command).threads).unwrap_or(1);
+    let threads = match command {
+        BenchCommand::Loop(command) => options(command).threads,
+        BenchCommand::Watch(args) => args.threads,
+    };
+    let threads = usize::try_from(threads).unwrap_or(1);
     let runtime = match threads {
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
     };
     let runtime = runtime.map_err(|error| CliError::io("async runtime", &error))?;
-    let outcome = runtime.block_on(Box::pin(measure(command, &mut session)));
+    let outcome = match command {
+        BenchCommand::Loop(command) => runtime.block_on(Box::pin(measure(command, &mut session))),
+        BenchCommand::Watch(args) => runtime.block_on(Box::pin(watch::measure(args, &mut session))),
+    };
     session.close(outcome)
 }
 
-fn options(command: &BenchCommand) -> &BenchLoad {
+fn options(command: &BenchLoop) -> &BenchLoad {
     match command {
-        BenchCommand::Put(put) => &put.load,
-        BenchCommand::Get(get) => &get.load,
-        BenchCommand::Mixed(mixed) => &mixed.load,
+        BenchLoop::Put(put) => &put.load,
+        BenchLoop::Get(get) => &get.load,
+        BenchLoop::Mixed(mixed) => &mixed.load,
     }
 }
 
-fn mix(command: &BenchCommand) -> Mix {
+fn mix(command: &BenchLoop) -> Mix {
     match command {
-        BenchCommand::Put(put) => match put.txn {
+        BenchLoop::Put(put) => match put.txn {
             Some(keys) => Mix::Txn { keys },
             None => Mix::Put,
         },
-        BenchCommand::Get(get) => Mix::Reads { percent: 100, stale: get.stale },
-        BenchCommand::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.stale },
+        BenchLoop::Get(get) => Mix::Reads { percent: 100, stale: get.read.stale },
+        BenchLoop::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.read.stale },
     }
 }
 
-async fn measure(command: &BenchCommand, session: &mut Session) -> Result<(), CliError> {
+async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliError> {
     let load = options(command);
     let mix = mix(command);
     let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
-        BenchCommand::Put(_) => false,
-        BenchCommand::Get(get) => !get.no_fill,
-        BenchCommand::Mixed(mixed) => !mixed.no_fill,
+        BenchLoop::Put(_) => false,
+        BenchLoop::Get(get) => !get.read.no_fill,
+        BenchLoop::Mixed(mixed) => !mixed.read.no_fill,
     };
     if needs_keys {
         plan.run(&Phase::fill(load.key_space, FILL_TXN_KEYS), "filling")

@@ -3,7 +3,7 @@
 use super::cost::Sample;
 use super::load::{Tally, per_second};
 use super::{mix, options};
-use crate::cli::args::BenchCommand;
+use crate::cli::args::BenchLoop;
 use crate::cli::exit::CliError;
 use crate::cli::output::Out;
 use serde::Serialize;
@@ -49,7 +49,7 @@ struct Cost {
 }
 
 impl Report {
-    pub(super) fn new(command: &BenchCommand, tally: &Tally, before: &Sample, after: &Sample) -> Self {
+    pub(super) fn new(command: &BenchLoop, tally: &Tally, before: &Sample, after: &Sample) -> Self {
         let load = options(command);
         let cost = |from: Option<f64>, to: Option<f64>| from.zip(to).map(|(from, to)| to - from);
         let per_op = |cpu_s: Option<f64>| {
@@ -61,9 +61,9 @@ impl Report {
         let latency = &tally.latency_us;
         Self {
             operation: match command {
-                BenchCommand::Put(_) => "put",
-                BenchCommand::Get(_) => "get",
-                BenchCommand::Mixed(_) => "mixed",
+                BenchLoop::Put(_) => "put",
+                BenchLoop::Get(_) => "get",
+                BenchLoop::Mixed(_) => "mixed",
             },
             connections: load.connections,
             key_bytes: load.key_size,

@@ -5,6 +5,7 @@ pub(super) mod backup;
 pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
+pub(super) mod lease;
 pub(super) mod member;
 mod pages;
 mod prompt;
@@ -13,6 +14,7 @@ pub(super) mod serve;
 pub(super) mod status;
 pub(super) mod transfer;
 pub(super) mod txn;
+pub(super) mod watch;
 pub(super) mod write;
 
 use super::args::Verbatim;

@@ -1,16 +1,18 @@
 //! `get` and `ls`.
 
 use super::pages::{Page, Pager};
+use super::watch::event_line;
 use super::{Chosen, chosen};
 use crate::cli::args::{Get, Ls, ReadFrom};
 use crate::cli::exit::CliError;
 use crate::cli::output::{Mode, shown};
 use crate::cli::render::{self, Pair};
 use crate::cli::session::{Session, duration_text, reading};
-use crate::client::{Entry, Method, Request};
+use crate::client::{Entry, Follow, Followed, Method, Request};
 use owo_colors::Style;
 use serde::Serialize;
 use serde_json::json;
+use std::time::Duration;
 
 /// A whole listing, in the shape of one page.
 #[derive(Debug, Serialize)]
@@ -24,6 +26,9 @@ struct Document<'a> {
 
 const KV: &str = "/v1/kv/";
 const RANGE: &str = "/v1/kv";
+/// Clears a terminal and goes to its top.
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+const REDRAW_AFTER: Duration = Duration::from_millis(200);
 
 pub(in crate::cli) async fn get(session: &mut Session, args: &Get) -> Result<(), CliError> {
     match chosen(args.target.key.as_ref(), args.target.prefix.as_ref())? {
@@ -71,6 +76,8 @@ fn meta(session: &mut Session, entry: &Entry) -> Result<(), CliError> {
     ];
     rows.extend(entry.content_type.clone().map(|content_type| ("content_type", content_type)));
     rows.extend(entry.lease.clone().map(|lease| ("lease", lease)));
+    let ttl = entry.ttl_ms.map(|ttl_ms| duration_text(Duration::from_millis(ttl_ms)));
+    rows.extend(ttl.map(|ttl| ("ttl", ttl)));
     rows.push(("size", entry.value_len().to_string()));
     rows.push(("value", shown(&entry.value_bytes())));
     for (name, value) in rows {
@@ -140,19 +147,72 @@ pub(in crate::cli) async fn ls(session: &mut Session, args: &Ls) -> Result<(), C
     if args.count {
         return count(session, &request, mode).await;
     }
+    if !args.watch {
+        return listed(session, args, mode, request).await.map(drop);
+    }
+    loop {
+        let redraws = session.out.is_terminal();
+        if redraws {
+            session.out.bytes(CLEAR)?;
+        }
+        let revision = listed(session, args, mode, request.clone()).await?;
+        session.out.flush()?;
+        // Returns only where there is a screen to draw anew.
+        changes(session, mode, prefix, revision, redraws).await?;
+    }
+}
+
+/// Waits for a change of what is listed, or goes on writing each as a line.
+async fn changes(
+    session: &mut Session,
+    mode: Mode,
+    prefix: &[u8],
+    revision: i64,
+    redraws: bool,
+) -> Result<(), CliError> {
+    let request = Request::new(Method::Get, "/v1/watch").with("prefix", prefix).with("values", "false");
+    let mut follow = Follow::new(&session.client, request, Some(revision));
+    loop {
+        let events = match follow.next().await? {
+            Followed::Events(events) => events,
+            Followed::Synced(_) | Followed::Bookmark(_) | Followed::Reset(_) => continue,
+        };
+        if redraws {
+            // What is written at once is drawn at once.
+            tokio::time::sleep(REDRAW_AFTER).await;
+            return Ok(());
+        }
+        for event in &events {
+            match mode {
+                Mode::Json | Mode::Ndjson => session.out.bytes(&event.line)?,
+                Mode::Value => session.out.bytes(&event.key)?,
+                _ => {
+                    let line = event_line(&session.out, event);
+                    session.out.bytes(line.as_bytes())?;
+                }
+            }
+            session.out.bytes(b"\n")?;
+        }
+        session.out.flush()?;
+    }
+}
+
+/// One listing, and the revision that it shows.
+async fn listed(session: &mut Session, args: &Ls, mode: Mode, request: Request) -> Result<i64, CliError> {
     let mut pager = Pager::new(request);
     let mut listing = Listing { long: args.long, header_due: args.long, ..Listing::default() };
     while let Some(page) = pager.next(session).await? {
         listing.take(session, mode, page)?;
     }
+    let revision = listing.revision;
     if mode == Mode::Json {
-        let Listing { revision, entries, groups, .. } = listing;
+        let Listing { entries, groups, .. } = listing;
         let groups = groups.iter().map(|group| String::from_utf8_lossy(group).into_owned()).collect();
         let prefixes = (!args.recursive).then_some(groups);
         let document = Document { revision, items: &entries, prefixes, more: false };
         session.out.json(&document)?;
     }
-    Ok(())
+    Ok(revision)
 }
 
 async fn count(session: &mut Session, request: &Request, mode: Mode) -> Result<(), CliError> {

@@ -4,14 +4,14 @@ use super::{Chosen, chosen};
 use crate::cli::args::{Del, Incr, Put};
 use crate::cli::exit::{self, CliError};
 use crate::cli::output::{Mode, shown};
-use crate::cli::session::{Session, note, repeatable};
+use crate::cli::session::{Session, duration_text, note, repeatable};
 use crate::client::{Answer, Body, Method, Request};
 use serde::Deserialize;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
-const WRITE_MODES: &[Mode] = &[Mode::Human, Mode::Json, Mode::Ndjson, Mode::Value];
+pub(super) const WRITE_MODES: &[Mode] = &[Mode::Human, Mode::Json, Mode::Ndjson, Mode::Value];
 
 #[derive(Debug, Deserialize)]
 struct PutResult {
@@ -39,6 +39,8 @@ pub(in crate::cli) async fn put(session: &mut Session, args: &Put) -> Result<(),
         Some(value) => Body::Inline(value.to_vec().into()),
     };
     let mut request = Request::on_key(Method::Put, "/v1/kv/", &args.key.0).maybe("cas", args.cas).body(body);
+    request = request.maybe("ttl", args.ttl.map(duration_text)).maybe("lease", args.lease.as_ref());
+    request = request.flag("keep_ttl", args.keep_ttl);
     if args.create {
         request = request.header("If-None-Match", "*");
     }
@@ -120,7 +122,8 @@ pub(in crate::cli) async fn incr(session: &mut Session, args: &Incr) -> Result<(
         .maybe("add", (args.by != 1).then_some(args.by))
         .maybe("initial", args.initial)
         .maybe("min", args.min)
-        .maybe("max", args.max);
+        .maybe("max", args.max)
+        .maybe("ttl", args.ttl.map(duration_text));
     if args.clamp {
         request = request.with("on_limit", "clamp");
     }
@@ -133,7 +136,7 @@ pub(in crate::cli) async fn incr(session: &mut Session, args: &Incr) -> Result<(
 }
 
 /// `say` gives the sentence for people and the bare value.
-fn written<T: for<'de> Deserialize<'de>>(
+pub(super) fn written<T: for<'de> Deserialize<'de>>(
     session: &mut Session,
     mode: Mode,
     answer: &Answer,

@@ -85,13 +85,13 @@ impl<'m> Work<'m> {
 
     /// Puts a key's new state into the index.
     pub(super) fn replace(&mut self, key: KeyRecord, record: Record, former: Former) {
-        self.insert(key);
+        self.put_key(key);
         self.superseded_bytes += former.bytes;
         self.former.push(former);
         self.machine.pending.push(Arc::new(record));
     }
 
-    fn insert(&mut self, key: KeyRecord) {
+    fn put_key(&mut self, key: KeyRecord) {
         let name = key.key.clone();
         self.machine.values.adopt(&key);
         let old = self.machine.root.index.insert(Arc::new(key));
@@ -104,8 +104,8 @@ impl<'m> Work<'m> {
     /// Changes what a key is attached to without writing a version of it.
     pub(super) fn hang(&mut self, key: &Bytes, choice: LeaseChoice) -> Result<(), Stop> {
         let old = self.indexed(key).ok_or_else(|| Rejection::KeyNotFound { key: key.clone() })?;
-        let lease = self.attach(&old.key, old.head.lease, choice)?;
-        self.insert(old.with_lease(lease));
+        let new = old.with_lease(self.attach(&old.key, old.head.lease, choice)?);
+        self.put_key(new);
         Ok(())
     }
 
@@ -135,7 +135,8 @@ impl<'m> Work<'m> {
         let events: Arc<[Event]> =
             records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();
         for (_, old) in self.undo {
-            if let Some(old) = old.filter(|old| old.head.is_live() && old.slot.is_as_stored()) {
+            // A former version is told of as it was written, which this one is not any more.
+            if let Some(old) = old.filter(|old| old.head.is_live() && !old.slot.is_rehung()) {
                 machine.values.keep_former(old);
             }
         }

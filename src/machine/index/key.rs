@@ -55,18 +55,15 @@ pub(crate) struct KeyRecord {
 impl KeyRecord {
     /// The same key at the same version with another history; the value moves over.
     pub(crate) fn with_history(&self, history: History) -> Self {
-        Self {
-            key: self.key.clone(),
-            head: self.head.clone(),
-            history,
-            slot: self.slot.moved(self.slot.is_as_stored()),
-        }
+        Self { key: self.key.clone(), head: self.head.clone(), history, slot: self.slot.moved() }
     }
 
-    /// The same version attached to another lease than it was written with.
+    /// The same version, attached to another lease; the value moves over.
     pub(crate) fn with_lease(&self, lease: LeaseId) -> Self {
         let head = Head { lease, ..self.head.clone() };
-        Self { key: self.key.clone(), head, history: self.history.clone(), slot: self.slot.moved(false) }
+        let slot = self.slot.moved();
+        slot.rehang();
+        Self { key: self.key.clone(), head, history: self.history.clone(), slot }
     }
 
     /// The version that was the newest at `revision`.

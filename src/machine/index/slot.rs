@@ -20,8 +20,8 @@ struct Content {
     counted: bool,
     /// Read since the last look of whoever evicts.
     used: bool,
-    /// The key was attached elsewhere since it was written: the stored version says otherwise.
-    reattached: bool,
+    /// Its key is attached to another lease than the stored version was written with.
+    rehung: bool,
 }
 
 impl Content {
@@ -86,15 +86,23 @@ impl Slot {
 
     /// A slot for the key's successor, with the value if it was here. What is counted stays counted
     /// with this one until `count` says otherwise, so the sum may be too high for a moment.
-    pub(super) fn moved(&self, as_stored: bool) -> Self {
+    pub(super) fn moved(&self) -> Self {
         let content = self.0.lock();
-        let (value, used) = (content.value.clone(), content.used);
-        Self(Mutex::new(Content { value, used, counted: false, reattached: !as_stored }))
+        Self(Mutex::new(Content {
+            value: content.value.clone(),
+            counted: false,
+            used: content.used,
+            rehung: content.rehung,
+        }))
     }
 
-    /// The key is what its stored version says.
-    pub(crate) fn is_as_stored(&self) -> bool {
-        !self.0.lock().reattached
+    /// From here on the key is not attached as the stored version says.
+    pub(crate) fn rehang(&self) {
+        self.0.lock().rehung = true;
+    }
+
+    pub(crate) fn is_rehung(&self) -> bool {
+        self.0.lock().rehung
     }
 
     fn change(&self, change: impl FnOnce(&mut Content)) -> Change {

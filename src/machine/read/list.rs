@@ -3,16 +3,13 @@
 //! A group of keys below a delimiter is answered as one prefix and then skipped by seeking past it,
 //! however many keys it holds.
 
-use super::range::{Live, count, live_in, sort};
+use super::range::{ENTRY_OVERHEAD_BYTES, Live, count, live_in, sort};
 use super::{Source, Stop};
 use crate::machine::authority::Authorized;
 use crate::machine::index::Direction;
 use crate::model::key::prefix_end;
 use crate::model::{Delimiter, KeyRange, ListOp, ListPage, RangeSort, Revision, SortOrder};
 use bytes::Bytes;
-
-/// Bytes an entry counts for beside its key and value.
-const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 impl Source<'_> {
     pub(crate) fn list(&self, op: Authorized<&ListOp>) -> Result<ListPage, Stop> {

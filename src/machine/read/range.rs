@@ -9,6 +9,9 @@ use bytes::Bytes;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+/// Bytes an entry counts for beside its key and value.
+pub(super) const ENTRY_OVERHEAD_BYTES: usize = 64;
+
 /// A key that exists at the revision read, with its version of then.
 #[derive(Clone, Copy)]
 pub(crate) struct Live<'a> {
@@ -59,18 +62,32 @@ impl Source<'_> {
             }
             // One more than asked for tells that there is more.
             if op.sort == RangeSort::Key && found.len() == limit {
-                return Ok(RangeReply { kvs: self.finish(&found, op.keys_only)?, count, more: true });
+                let (kvs, _) = self.finish(&found, op)?;
+                return Ok(RangeReply { kvs, count, more: true });
             }
             found.push(candidate);
         }
         sort(&mut found, op.sort, op.order);
         let more = found.len() > limit;
         found.truncate(limit);
-        Ok(RangeReply { kvs: self.finish(&found, op.keys_only)?, count, more })
+        let (kvs, cut) = self.finish(&found, op)?;
+        Ok(RangeReply { kvs, count, more: more || cut })
     }
 
-    fn finish(&self, found: &[Candidate<'_>], keys_only: bool) -> Result<Vec<KeyValue>, Stop> {
-        found.iter().map(|candidate| self.key_value(candidate.live.key, candidate.live.place, keys_only)).collect()
+    /// Reads what was found; true if it was cut by its size.
+    fn finish(&self, found: &[Candidate<'_>], op: &RangeOp) -> Result<(Vec<KeyValue>, bool), Stop> {
+        let bytes_max =
+            if op.bytes_max == 0 { usize::MAX } else { usize::try_from(op.bytes_max).unwrap_or(usize::MAX) };
+        let (mut kvs, mut bytes) = (Vec::new(), 0_usize);
+        for candidate in found {
+            if bytes >= bytes_max {
+                return Ok((kvs, true));
+            }
+            let kv = self.key_value(candidate.live.key, candidate.live.place, op.keys_only)?;
+            bytes = bytes.saturating_add(ENTRY_OVERHEAD_BYTES + kv.key.len() + kv.value.len());
+            kvs.push(kv);
+        }
+        Ok((kvs, false))
     }
 
     /// What sorting and filtering need to know, read from the record only where the index can't tell.

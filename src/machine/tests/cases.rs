@@ -119,7 +119,7 @@ fn operations_are_limited_across_nesting() {
 
 /// etcd #18667: a read of a compacted revision inside a transaction.
 #[test]
-fn a_transaction_that_reads_a_compacted_revision_is_rejected_whole() {
+fn issue_18667_a_transaction_that_reads_a_compacted_revision_is_rejected_whole() {
     let mut rig = Rig::new();
     for value in ["1", "2", "3"] {
         rig.put("a", value);
@@ -153,7 +153,7 @@ fn a_transaction_that_reads_a_compacted_revision_is_rejected_whole() {
 
 /// etcd #17247 was a cache serving a transaction's own intermediate state.
 #[test]
-fn a_rejected_transaction_leaves_nothing_in_the_cache() {
+fn issue_17247_a_rejected_transaction_leaves_nothing_in_the_cache() {
     let mut rig = Rig::new();
     rig.put("a", "old");
     let lease_missing = put_with("z", "1", LeaseChoice::Attach(99));

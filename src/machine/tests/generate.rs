@@ -111,6 +111,7 @@ pub(super) fn range_op(dice: &mut Dice, current: Revision) -> RangeOp {
     let mut op = RangeOp::newest(range(dice));
     op.revision = if dice.one_in(2) { 0 } else { dice.revision(current) };
     op.limit = dice.pick(&[0, 0, 1, 2, 5]);
+    op.bytes_max = dice.pick(&[0, 0, 0, 1, 200, 400]);
     op.sort = dice.pick(&[
         RangeSort::Key,
         RangeSort::Key,

@@ -395,11 +395,18 @@ impl Model {
             SortOrder::Descending => found.sort_by(|a, b| by(b, a)),
         }
         let limit = if op.limit == 0 { usize::MAX } else { op.limit as usize };
-        let more = found.len() > limit;
+        let matching = found.len();
         found.truncate(limit);
         if op.keys_only {
             found.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
+        let mut bytes = 0;
+        found.retain(|kv| {
+            let fits = op.bytes_max == 0 || bytes < op.bytes_max;
+            bytes += (64 + kv.key.len() + kv.value.len()) as u64;
+            fits
+        });
+        let more = found.len() < matching;
         Ok(RangeReply { kvs: found, count, more })
     }
 

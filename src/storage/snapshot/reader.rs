@@ -31,7 +31,7 @@ pub struct SnapshotSummary {
 /// `Fault::Corrupt` if it is damaged, `Fault::Io` if it cannot be read.
 pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Fault> {
     let what = path.display().to_string();
-    let file = disk.open(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
+    let file = disk.open_read(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
     let mut reader = SnapshotReader::new(&file, what)?;
     for block in &mut reader {
         block?;
@@ -45,7 +45,7 @@ pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Faul
 /// `Fault::Corrupt` if its header is damaged, `Fault::Io` if it cannot be read.
 pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotReader, Fault> {
     let what = path.display().to_string();
-    let file = disk.open(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
+    let file = disk.open_read(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
     SnapshotReader::new(&file, what)
 }
 

@@ -1,0 +1,302 @@
+//! `bench watch`: many streams, one writer at a fixed rate, and how long each change takes from the
+//! moment it is sent to the member until a stream has it.
+//!
+//! Every value begins with the time at which it was sent, by the clock that the streams read too. One
+//! connection for each stream, as browsers and scripts have them.
+
+use super::cost::{self, Sample};
+use super::keys::Keyspace;
+use super::load::per_second;
+use super::wire::Wire;
+use crate::cli::args::BenchWatch;
+use crate::cli::exit::{CliError, UNAVAILABLE};
+use crate::cli::output::{Mode, Out};
+use crate::cli::session::{Session, note};
+use crate::client::Endpoint;
+use crate::env::{Clock as _, SystemClock, TaskSet};
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+const LATENCY_US_MAX: u64 = 120_000_000;
+/// Digits of the time at the beginning of a value.
+const STAMP_DIGITS: usize = 16;
+/// Connections being opened at once.
+const OPENING_MAX: usize = 64;
+/// After the last write, how long nothing may arrive before the rest counts as missing.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct Shared {
+    clock: SystemClock,
+    latency_us: Mutex<Histogram<u64>>,
+    open: AtomicU64,
+    broken: AtomicU64,
+    delivered: AtomicU64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    streams: u64,
+    broken: u64,
+    keys: u64,
+    writes: u64,
+    writes_per_s: f64,
+    expected: u64,
+    delivered: u64,
+    delivered_per_s: f64,
+    latency_us: Latency,
+    server_cpu_s: Option<f64>,
+    server_cpu_us_per_event: Option<f64>,
+    server_rss_bytes: Option<f64>,
+    server_rss_bytes_per_stream: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Latency {
+    mean: f64,
+    p50: u64,
+    p99: u64,
+    max: u64,
+}
+
+pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<(), CliError> {
+    let keys = Arc::new(Keyspace::new(&args.key_prefix, args.key_size, args.key_space)?);
+    let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
+        .map_err(|error| CliError::other(format!("histogram: {error}")))?;
+    let shared = Arc::new(Shared {
+        clock: SystemClock::new(),
+        latency_us: Mutex::new(latency_us),
+        open: AtomicU64::new(0),
+        broken: AtomicU64::new(0),
+        delivered: AtomicU64::new(0),
+    });
+    let idle = cost::sample(&session.client).await;
+    let tasks = TaskSet::new();
+    let opening = Arc::new(Semaphore::new(OPENING_MAX));
+    for (index, endpoint) in (0..args.streams).zip(session.client.endpoints().iter().cycle()) {
+        let key = name(&keys, index % args.key_space);
+        let stream = follow(endpoint.clone(), key, Arc::clone(&opening), Arc::clone(&shared));
+        tasks.spawn_until_stop("bench stream", stream);
+    }
+    while shared.open.load(Ordering::Relaxed) + shared.broken.load(Ordering::Relaxed) < args.streams {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let open = shared.open.load(Ordering::Relaxed);
+    note(&format!("{open} streams are open"));
+    let before = cost::sample(&session.client).await;
+    let began = shared.clock.monotonic();
+    let (writes, expected) = write(args, session, &keys, &shared).await?;
+    let took = shared.clock.monotonic().saturating_sub(began);
+    settle(&shared, expected).await;
+    let after = cost::sample(&session.client).await;
+    let broken = shared.broken.load(Ordering::Relaxed);
+    tasks.stop(Duration::from_secs(5)).await;
+    let report = Report::new(args, &shared, (writes, expected, broken), took, [&idle, &before, &after]);
+    match session.mode {
+        Mode::Human => report.table(&mut session.out)?,
+        _ => session.out.json(&report)?,
+    }
+    // Numbers of a run in which events are missing are no numbers.
+    let complete = broken == 0 && report.delivered == expected;
+    let message = format!("{} of {expected} events arrived, {broken} streams broke", report.delivered);
+    if complete { Ok(()) } else { Err(CliError::Failed { message, hint: None, code: UNAVAILABLE }) }
+}
+
+fn name(keys: &Keyspace, number: u64) -> String {
+    let mut name = Vec::new();
+    keys.write(number, &mut name);
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+/// Writes at the asked rate; answers how many writes there were and how many events they make.
+async fn write(args: &BenchWatch, session: &Session, keys: &Keyspace, shared: &Shared) -> Result<(u64, u64), CliError> {
+    let lost = |error: std::io::Error| CliError::Failed {
+        message: format!("the writer's connection: {error}"),
+        hint: None,
+        code: UNAVAILABLE,
+    };
+    let mut wire = Wire::open(&session.client.endpoints()[0]).await.map_err(lost)?;
+    let size = usize::try_from(args.value_size).unwrap_or(0).max(STAMP_DIGITS);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(args.rate).unwrap_or(u32::MAX));
+    let began = shared.clock.monotonic();
+    let (mut writes, mut expected) = (0, 0);
+    while shared.clock.monotonic().saturating_sub(began) < args.duration {
+        ticks.tick().await;
+        let number = writes % args.key_space;
+        let mut request = Vec::with_capacity(size + 256);
+        let key = name(keys, number);
+        write!(request, "PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n").ok();
+        let sent_us = shared.clock.monotonic().as_micros();
+        write!(request, "{sent_us:0STAMP_DIGITS$}").ok();
+        request.resize(request.len() + size - STAMP_DIGITS, b'x');
+        let (status, _) = wire.exchange(&request).await.map_err(lost)?;
+        if status >= 300 {
+            let message = format!("a write was answered {status}");
+            return Err(CliError::Failed { message, hint: None, code: UNAVAILABLE });
+        }
+        writes += 1;
+        // Streams are dealt to keys in turn.
+        expected += args.streams / args.key_space + u64::from(number < args.streams % args.key_space);
+    }
+    Ok((writes, expected))
+}
+
+/// Waits until everything has arrived, or nothing does any more.
+async fn settle(shared: &Shared, expected: u64) {
+    let (mut seen, mut at) = (0, shared.clock.monotonic());
+    loop {
+        let delivered = shared.delivered.load(Ordering::Relaxed);
+        let now = shared.clock.monotonic();
+        if delivered != seen {
+            (seen, at) = (delivered, now);
+        }
+        if delivered >= expected || now.saturating_sub(at) > QUIET_MAX {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One stream, until it breaks or is stopped.
+async fn follow(endpoint: Endpoint, key: String, opening: Arc<Semaphore>, shared: Arc<Shared>) {
+    if read(&endpoint, &key, &opening, &shared).await.is_err() {
+        shared.broken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn read(endpoint: &Endpoint, key: &str, opening: &Semaphore, shared: &Shared) -> std::io::Result<()> {
+    let broken = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+    let turn = opening.acquire().await.map_err(|_| broken())?;
+    let mut stream = TcpStream::connect(endpoint.authority()).await?;
+    let request = format!("GET /v1/watch?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut buffer = Vec::with_capacity(1 << 10);
+    while !buffer.windows(4).any(|window| window == b"\r\n\r\n") {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(broken());
+        }
+    }
+    if !buffer.starts_with(b"HTTP/1.1 200") {
+        return Err(broken());
+    }
+    drop(turn);
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    loop {
+        let now_us = u64::try_from(shared.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+        let mut rest = &buffer[..];
+        // Whole lines; the frames of chunks between them are no lines of JSON.
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            if let Some(sent_us) = stamp(&rest[..end]) {
+                shared.delivered.fetch_add(1, Ordering::Relaxed);
+                // A latency beyond the histogram's range counts as its end.
+                shared.latency_us.lock().saturating_record(now_us.saturating_sub(sent_us));
+            }
+            rest = &rest[end + 1..];
+        }
+        let used = buffer.len() - rest.len();
+        buffer.drain(..used);
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(broken());
+        }
+    }
+}
+
+/// The time at the beginning of a line's value.
+fn stamp(line: &[u8]) -> Option<u64> {
+    const BEFORE: &[u8] = b"\"value\":\"";
+    let at = line.windows(BEFORE.len()).position(|window| window == BEFORE)? + BEFORE.len();
+    std::str::from_utf8(line.get(at..at + STAMP_DIGITS)?).ok()?.parse().ok()
+}
+
+impl Report {
+    #[expect(clippy::cast_precision_loss, reason = "means for people")]
+    fn new(
+        args: &BenchWatch,
+        shared: &Shared,
+        (writes, expected, broken): (u64, u64, u64),
+        took: Duration,
+        [idle, before, after]: [&Sample; 3],
+    ) -> Self {
+        let latency = shared.latency_us.lock();
+        let delivered = shared.delivered.load(Ordering::Relaxed);
+        let cpu = after.server_cpu_s.zip(before.server_cpu_s).map(|(after, before)| after - before);
+        let grown = before.server_rss_bytes.zip(idle.server_rss_bytes).map(|(open, idle)| open - idle);
+        Self {
+            streams: args.streams,
+            broken,
+            keys: args.key_space,
+            writes,
+            writes_per_s: per_second(writes, took),
+            expected,
+            delivered,
+            delivered_per_s: per_second(delivered, took),
+            latency_us: Latency {
+                mean: latency.mean(),
+                p50: latency.value_at_quantile(0.5),
+                p99: latency.value_at_quantile(0.99),
+                max: latency.max(),
+            },
+            server_cpu_s: cpu,
+            server_cpu_us_per_event: cpu.filter(|_| delivered > 0).map(|cpu| cpu * 1e6 / delivered as f64),
+            server_rss_bytes: after.server_rss_bytes,
+            server_rss_bytes_per_stream: grown.map(|grown| grown / args.streams as f64),
+        }
+    }
+
+    fn table(&self, out: &mut Out) -> Result<(), CliError> {
+        let known = |value: Option<f64>, scale: f64, unit: &str| {
+            value.map_or("unknown".to_owned(), |value| format!("{:.1} {unit}", value / scale))
+        };
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
+        let micros = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
+        let header = [
+            "STREAMS",
+            "KEYS",
+            "WRITES/S",
+            "EVENTS",
+            "EVENTS/S",
+            "P50",
+            "P99",
+            "MAX",
+            "SERVER CPU/EVENT",
+            "SERVER RSS",
+            "RSS/STREAM",
+        ];
+        let row = vec![
+            self.streams.to_string(),
+            self.keys.to_string(),
+            format!("{:.0}", self.writes_per_s),
+            self.delivered.to_string(),
+            format!("{:.0}", self.delivered_per_s),
+            micros(self.latency_us.p50),
+            micros(self.latency_us.p99),
+            micros(self.latency_us.max),
+            known(self.server_cpu_us_per_event, 1.0, "µs"),
+            known(self.server_rss_bytes, 1_048_576.0, "MiB"),
+            known(self.server_rss_bytes_per_stream, 1024.0, "KiB"),
+        ];
+        out.table(&header, vec![row])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_found_in_a_line() {
+        let line = br#"{"type":"put","revision":42,"key":"b/1","value":"0000000000123456xxx","version":2}"#;
+        assert_eq!(stamp(line), Some(123_456));
+        for other in [&br#"{"type":"bookmark","revision":42}"#[..], b"1f\r", br#""value":"12"#] {
+            assert_eq!(stamp(other), None);
+        }
+    }
+}
