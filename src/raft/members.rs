@@ -158,6 +158,10 @@ impl Consensus {
         if !self.link().leads() {
             return Err(Failure::not_proposed(Why::NoLeader));
         }
+        // Before it is this change's turn: the learner that is waited for may still have to be taken in.
+        if let Change::Promote { id, max_lag, wait_ms } | Change::Replace { new: id, max_lag, wait_ms, .. } = change {
+            self.caught_up(id, max_lag, Duration::from_millis(wait_ms)).await?;
+        }
         let Ok(_one_at_a_time) = self.membership_lock().try_lock() else {
             return Err(Rejection::ChangeInProgress.into());
         };
@@ -165,15 +169,12 @@ impl Consensus {
             Change::Add { id, member } => self.add(id, member).await,
             Change::TakeIn { id, member } => self.take_in_here(id, member).await,
             Change::Update { id, name, peer_url, client_url } => self.update(id, name, peer_url, client_url).await,
-            Change::Promote { id, max_lag, wait_ms } => {
-                self.caught_up(id, max_lag, Duration::from_millis(wait_ms)).await?;
+            Change::Promote { id, .. } => {
                 self.submit(ChangeMembers::AddVoterIds([id].into())).await?;
                 Ok(id)
             }
             Change::Remove { id, force } => self.remove(id, force).await,
-            Change::Replace { old, new, max_lag, wait_ms } => {
-                self.replace(old, new, max_lag, Duration::from_millis(wait_ms)).await
-            }
+            Change::Replace { old, new, .. } => self.replace(old, new).await,
             Change::Lead { to } => self.lead(to, timeout).await,
         }
     }
@@ -247,8 +248,7 @@ impl Consensus {
         Ok(id)
     }
 
-    async fn replace(&self, old: MemberId, new: MemberId, max_lag: u64, wait: Duration) -> Result<MemberId, Failure> {
-        self.caught_up(new, max_lag, wait).await?;
+    async fn replace(&self, old: MemberId, new: MemberId) -> Result<MemberId, Failure> {
         let voters = settled_voters(&self.link().raft.metrics().borrow_watched())?;
         if !voters.contains(&old) {
             return Err(Rejection::NotAVoter(format!("{old:x}")).into());

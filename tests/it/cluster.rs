@@ -1,7 +1,5 @@
 //! Clusters of real processes: what survives the loss of a member, and what an operator does to them.
 
-#![expect(clippy::large_futures, reason = "a test may hold a whole cluster on its stack")]
-
 use crate::support::eventually;
 use crate::support::members::{Cluster, Outcome};
 use reqwest::StatusCode;

@@ -1,6 +1,7 @@
 //! Three members over an in-memory transport.
 
 use super::*;
+use crate::model::{Outcome as Known, Why};
 use crate::storage::mutant::Mutant;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
