@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -241,6 +242,10 @@ impl Transport for PeerTransport {
     ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>> {
         let connections = self.0.connections(&peer);
         let timeout = if lane == Lane::Control { timeout } else { timeout.max(OPEN_MIN) };
+        // HTTP/2 would go on sending requests whose answers nobody takes.
+        let given_up = CancellationToken::new();
+        let requests = requests.take_until(given_up.clone().cancelled_owned()).boxed();
+        let given_up = given_up.drop_guard();
         Box::pin(async move {
             let connections = connections?;
             let mut grpc = connections.grpc(lane);
@@ -255,7 +260,11 @@ impl Transport for PeerTransport {
             let answers = opened.unwrap_or_else(|_| Err(connections.late(timeout)))?;
             connections.check(answers.metadata())?;
             let answers = answers.into_inner();
-            Ok(answers.map(move |answer| answer.map_err(|status| connections.failed(&status))).boxed())
+            let answers = answers.map(move |answer| {
+                let _until_dropped = &given_up;
+                answer.map_err(|status| connections.failed(&status))
+            });
+            Ok(answers.boxed())
         })
     }
 }
