@@ -13,6 +13,7 @@ pub mod machine;
 pub mod model;
 pub mod net;
 pub mod node;
+pub mod peer;
 pub mod raft;
 pub mod service;
 pub mod storage;

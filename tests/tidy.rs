@@ -31,6 +31,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("openraft", &["src/raft/"]),
     ("sled", &["src/storage/sled.rs", "src/storage/sled/"]),
     ("axum", &["src/api/"]),
+    ("tonic", &["src/api/etcd/", "src/peer/", "src/client/"]),
     ("tower", &["src/api/", "src/net/"]),
     ("tower_http", &["src/api/"]),
     ("hyper", &["src/net/", "src/api/"]),

@@ -78,6 +78,15 @@ routes! {
     ElectionResign DELETE "/v1/elections/{name}/claims/{lease}" "electionResign",
     KvImport POST "/v1/import" "kvImport",
     Compact POST "/v1/compact" "compact",
+    ClusterGet GET "/v1/cluster" "clusterGet",
+    MemberList GET "/v1/cluster/members" "memberList",
+    MemberAdd POST "/v1/cluster/members" "memberAdd",
+    MemberGet GET "/v1/cluster/members/{id}" "memberGet",
+    MemberPatch PATCH "/v1/cluster/members/{id}" "memberPatch",
+    MemberRemove DELETE "/v1/cluster/members/{id}" "memberRemove",
+    MemberPromote POST "/v1/cluster/members/{id}/promote" "memberPromote",
+    MemberReplace POST "/v1/cluster/members/{id}/replace" "memberReplace",
+    LeaderMove POST "/v1/cluster/leader" "leaderMove",
     StatusGet GET "/v1/status" "statusGet",
     HashGet GET "/v1/hash" "hashGet",
     ConfigGet GET "/v1/config" "configGet",
@@ -105,9 +114,11 @@ impl Operation {
     /// True if it can change the store, so that a failure must say whether it did.
     pub(crate) fn mutates(self) -> bool {
         use Operation::{Compact, CounterAdd, KvDelete, KvDeleteRange, KvImport, KvPatch, KvPut, Txn};
+        use Operation::{LeaderMove, MemberAdd, MemberPatch, MemberPromote, MemberRemove, MemberReplace};
         use Operation::{LeaseGrant, LeaseHold, LeaseKeepalive, LeaseRevoke, TtlDelete, TtlPut};
         use Operation::{RateReset, RateTake};
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
+            || matches!(self, LeaderMove | MemberAdd | MemberPatch | MemberPromote | MemberRemove | MemberReplace)
             || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
             || matches!(self, RateReset | RateTake)
             || self.changes_claims()

@@ -56,6 +56,12 @@ pub(crate) enum Code {
     LimitMismatch,
     Fenced,
     RateLimited,
+    MemberNotFound,
+    MemberExists,
+    ChangeInProgress,
+    LearnerBehind,
+    WouldLoseQuorum,
+    NotAVoter,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -92,7 +98,7 @@ impl Facts {
 
 impl Code {
     #[cfg(test)]
-    pub(super) const ALL: [Code; 49] = {
+    pub(super) const ALL: [Code; 55] = {
         use Code::*;
         [
             InvalidParameter,
@@ -144,6 +150,12 @@ impl Code {
             LimitMismatch,
             Fenced,
             RateLimited,
+            MemberNotFound,
+            MemberExists,
+            ChangeInProgress,
+            LearnerBehind,
+            WouldLoseQuorum,
+            NotAVoter,
         ]
     };
 
@@ -207,6 +219,15 @@ impl Code {
             Self::Timeout => row(504, "timeout", "Deadline passed").retryable(),
             Self::RevisionNotReached => row(504, "revision-not-reached", "Revision not reached").retryable(),
             Self::DiskStalled => row(503, "disk-stalled", "Disk stalled").hint("ask another member").retryable(),
+            Self::MemberNotFound => row(404, "member-not-found", "Member not found"),
+            Self::MemberExists => {
+                row(409, "member-exists", "Member exists").hint("remove the old member first, or choose another name")
+            }
+            Self::ChangeInProgress => row(409, "change-in-progress", "Change in progress").retryable(),
+            Self::LearnerBehind => row(409, "learner-behind", "Learner behind").retryable(),
+            Self::WouldLoseQuorum => row(409, "would-lose-quorum", "Would lose the quorum")
+                .hint("bring the unreachable voters back first; force=true removes all the same"),
+            Self::NotAVoter => row(409, "not-a-voter", "Not a voter").hint("promote the learner first"),
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
             }
@@ -356,6 +377,15 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
             members.count("limit", *limit);
             Code::LimitMismatch
         }
+        Rejection::MemberNotFound(_) => Code::MemberNotFound,
+        Rejection::MemberExists(_) => Code::MemberExists,
+        Rejection::ChangeInProgress => Code::ChangeInProgress,
+        Rejection::LearnerBehind { lag_entries } => {
+            members.count("lag_entries", *lag_entries);
+            Code::LearnerBehind
+        }
+        Rejection::WouldLoseQuorum { .. } => Code::WouldLoseQuorum,
+        Rejection::NotAVoter(_) => Code::NotAVoter,
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -419,6 +449,12 @@ mod tests {
 409 limit-mismatch
 412 fenced
 429 rate-limited retryable
+404 member-not-found
+409 member-exists
+409 change-in-progress retryable
+409 learner-behind retryable
+409 would-lose-quorum
+409 not-a-voter
 ";
 
     #[test]

@@ -122,6 +122,11 @@ pub(super) enum Command {
     Status(Status),
     /// Check that each endpoint can serve: exit code 0, or 10
     Health,
+    /// Show and change the members of the cluster
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Show or move leadership
+    Leader(Leader),
     /// Forget old history
     Compact(Compact),
     /// Show each endpoint's hash of its data
@@ -558,6 +563,91 @@ pub(super) struct Status {
     /// Show it again and again
     #[arg(short, long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = parse::duration)]
     pub(super) watch: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MemberCommand {
+    /// List the members and how they do
+    #[command(visible_alias = "list", name = "ls")]
+    List,
+    /// Announce a new member; it joins as a learner
+    Add(MemberAdd),
+    /// Make a learner a voter once it has caught up
+    Promote(MemberPromote),
+    /// Remove a member, also the leader
+    Remove(MemberRemove),
+    /// Put a new member in a voter's place
+    Replace(MemberReplace),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MemberAdd {
+    /// Its name, unique in the cluster
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Where other members reach it, such as http://10.0.0.4:2380
+    #[arg(value_name = "PEER_URL")]
+    pub(super) peer_url: String,
+    /// Where clients reach it
+    #[arg(long, value_name = "URL")]
+    pub(super) client_url: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MemberPromote {
+    /// Name or id
+    #[arg(value_name = "MEMBER")]
+    pub(super) member: String,
+    /// How long it may take to catch up
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse::duration)]
+    pub(super) wait: Duration,
+    /// How many entries behind it may be
+    #[arg(long, value_name = "ENTRIES")]
+    pub(super) max_lag: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MemberRemove {
+    /// Name or id
+    #[arg(value_name = "MEMBER")]
+    pub(super) member: String,
+    /// Also when too few of the others are in reach
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MemberReplace {
+    /// Name or id of the voter that goes
+    #[arg(value_name = "OLD")]
+    pub(super) old: String,
+    /// Name of the member that comes
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Where other members reach it
+    #[arg(value_name = "PEER_URL")]
+    pub(super) peer_url: String,
+    /// How long it may take to catch up
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse::duration)]
+    pub(super) wait: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Leader {
+    #[command(subcommand)]
+    pub(super) command: Option<LeaderCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaderCommand {
+    /// Print the leader's name
+    Show,
+    /// Move leadership to a voter, or to the one that is furthest
+    Move {
+        /// Name or id
+        #[arg(value_name = "TO")]
+        to: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

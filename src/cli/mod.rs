@@ -90,6 +90,8 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Txn(txn) => commands::txn::txn(&mut session, &txn).await,
         Command::Status(status) => commands::status::status(&mut session, &status).await,
         Command::Health => commands::status::health(&mut session).await,
+        Command::Member(command) => commands::member::member(&mut session, &command).await,
+        Command::Leader(leader) => commands::member::leader(&mut session, leader.command.as_ref()).await,
         Command::Compact(compact) => commands::status::compact(&mut session, &compact).await,
         Command::Hash(hash) => commands::status::hash(&mut session, &hash).await,
         Command::Export(export) => commands::transfer::export(&mut session, &export).await,

@@ -40,8 +40,9 @@ impl FromArgMatches for ServerFlags {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
         for key in KEYS {
-            if let Some(value) = matches.get_one::<String>(key.name) {
-                self.values.insert(key.name.to_owned(), value.clone());
+            if let Some(values) = matches.get_many::<String>(key.name) {
+                let values: Vec<&str> = values.map(String::as_str).collect();
+                self.values.insert(key.name.to_owned(), values.join(","));
             }
         }
         Ok(())
@@ -63,6 +64,8 @@ impl clap::Args for ServerFlags {
             let help = format!("{}{default} [env: {}]{reload}", key.help, env_name(key.name));
             let arg = Arg::new(key.name).long(key.name).value_name(key.value_name).help(help);
             command.arg(match key.value_name {
+                // A list may also be given one by one.
+                "URL,…" => arg.action(clap::ArgAction::Append),
                 "true|false" => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
                 _ => arg,
             })
@@ -91,6 +94,11 @@ mod tests {
             assert_eq!(typed.values.get(key.name).map(String::as_str), Some("x"));
             assert_eq!(typed.values.len(), 1, "what was not typed must not look typed");
         }
+    }
+
+    #[test]
+    fn a_repeated_list_is_one_list() {
+        assert_eq!(flags(&["--join", "a", "--join=b,c"]).values["join"], "a,b,c");
     }
 
     #[test]

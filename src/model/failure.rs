@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-#[derive(Debug, Clone, Error)]
+#[derive(Debug, Clone, Error, Serialize, Deserialize)]
 pub enum Failure {
     #[error(transparent)]
     Rejected(#[from] Rejection),
@@ -114,6 +114,18 @@ pub enum Rejection {
     NotLeader { of: ClaimName },
     #[error("the limit of {of} is {limit}")]
     LimitMismatch { of: ClaimName, limit: u64 },
+    #[error("there is no member {0}")]
+    MemberNotFound(String),
+    #[error("a member called {0} exists already")]
+    MemberExists(String),
+    #[error("another change of the membership is being made")]
+    ChangeInProgress,
+    #[error("the learner is {lag_entries} entries behind")]
+    LearnerBehind { lag_entries: u64 },
+    #[error("{in_reach} of the {voters} remaining voters are in reach: no majority")]
+    WouldLoseQuorum { voters: u64, in_reach: u64 },
+    #[error("{0} is not a voter")]
+    NotAVoter(String),
 }
 
 /// Who holds instead of a fenced-off claim.

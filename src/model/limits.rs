@@ -131,3 +131,9 @@ pub const CONNECTIONS_MAX: usize = 16_000;
 pub const DISK_RESERVE_BYTES_DEFAULT: u64 = 256 << 20;
 /// How long shutdown may take before what is left is cut off.
 pub const SHUTDOWN_S: u64 = 15;
+/// One message between members; a longer one closes its stream.
+pub const PEER_MESSAGE_BYTES_MAX: usize = WAL_RECORD_BYTES_MAX + (1 << 20);
+/// Connections of the peer port, three from each peer; beyond, new ones are refused at accept.
+pub const PEER_CONNECTIONS_MAX: usize = 256;
+/// Names of members; longer ones are refused.
+pub const MEMBER_NAME_BYTES_MAX: usize = 256;

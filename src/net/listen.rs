@@ -1,6 +1,7 @@
 //! The accept loop and the life of each connection's task.
 
 use super::connection::{Activity, Counted, Patience, Quiet, Socket};
+use super::wire::Security;
 use crate::env::TaskSet;
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
@@ -32,6 +33,9 @@ const H2_STREAMS_MAX: u32 = 256;
 const H2_RESETS_MAX: usize = 20;
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// An HTTP/2 peer is asked this often whether it lives, and has this long to say so.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a listener allows its peers.
 #[derive(Debug, Clone)]
@@ -139,8 +143,8 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20));
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(H2_PING_TIMEOUT);
     builder
 }
 
@@ -155,6 +159,7 @@ where
         tracing::debug!(%error, "connection lost before its first request");
         return;
     }
+    let Ok(stream) = Security::default().accept(stream).await else { return };
     let activity = Arc::new(Activity::default());
     let io = TokioIo::new(Socket::new(stream, Arc::clone(&activity)));
     let for_requests = Arc::clone(&activity);

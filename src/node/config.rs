@@ -243,6 +243,19 @@ pub enum AutoCompact {
     Revisions(u64),
 }
 
+/// How a member without data comes to its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forming {
+    /// It founds one of its own.
+    Alone,
+    /// With these, by name and peer URL, itself among them.
+    Static(Vec<(String, String)>),
+    /// With as many as `expect` that find each other.
+    Expect { expect: usize, join: Vec<String> },
+    /// An existing one takes it in as a learner.
+    Join(Vec<String>),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ElectionTimeout {
     pub min: Duration,
@@ -265,6 +278,12 @@ pub struct Checked {
     pub listen_client: SocketAddr,
     /// The URL that others are told; follows `listen_client` unless set.
     pub advertise_client: String,
+    pub listen_peer: SocketAddr,
+    /// `listen-peer` was set, so that it must be had.
+    pub listen_peer_set: bool,
+    /// Empty if it follows from the address that was bound.
+    pub advertise_peer: String,
+    pub forming: Forming,
     pub quota_bytes: u64,
     pub auto_compact: AutoCompact,
     pub snapshot_bytes: u64,
@@ -317,8 +336,17 @@ impl Check<'_> {
         let advertised = self.text("advertise-client").to_owned();
         let advertise_client = if advertised.is_empty() { format!("http://{listen_client}") } else { advertised };
         self.require("advertise-client", parse::url(&advertise_client).map(drop));
+        let name = self.value("name", parse::name, String::new());
+        let advertise_peer = self.text("advertise-peer").to_owned();
+        if !advertise_peer.is_empty() {
+            self.require("advertise-peer", parse::peer_url(&advertise_peer).map(drop));
+        }
         let checked = Checked {
-            name: self.value("name", parse::name, String::new()),
+            listen_peer: self.value("listen-peer", parse::address, SocketAddr::from(([127, 0, 0, 1], 0))),
+            listen_peer_set: self.config.settings.get("listen-peer").is_some_and(|set| set.source != Source::Default),
+            forming: self.forming(&name),
+            advertise_peer,
+            name,
             data_dir: self.value("data-dir", parse::path, PathBuf::new()),
             listen_client,
             quota_bytes: self.bytes("quota-bytes", 4096, u64::MAX),
@@ -349,6 +377,30 @@ impl Check<'_> {
             self.relations(&checked);
         }
         checked
+    }
+
+    fn forming(&mut self, name: &str) -> Forming {
+        let members = self.value("initial-cluster", parse::initial_cluster, Vec::new());
+        let expect = self.value("bootstrap-expect", parse::count, 0);
+        let join = self.value("join", parse::peer_urls, Vec::new());
+        if !members.is_empty() {
+            if !join.is_empty() || expect > 0 {
+                let problem = "give either this or join and bootstrap-expect, not both".to_owned();
+                self.require("initial-cluster", Err(problem));
+            } else if !members.iter().any(|(member, _)| member == name) {
+                self.require("initial-cluster", Err(format!("this member's own name, {name:?}, is not among them")));
+            }
+            return if members.len() == 1 { Forming::Alone } else { Forming::Static(members) };
+        }
+        match (expect, join.is_empty()) {
+            (0, true) | (1, _) => Forming::Alone,
+            (0, false) => Forming::Join(join),
+            (expect, false) => Forming::Expect { expect, join },
+            (_, true) => {
+                self.require("bootstrap-expect", Err("needs join, to find the others".to_owned()));
+                Forming::Alone
+            }
+        }
     }
 
     /// What must hold between settings; looked at only when each is fine by itself.

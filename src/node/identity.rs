@@ -18,20 +18,32 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     pub format: u32,
+    /// 0 until the member belongs to one.
     pub cluster_id: u64,
     pub node_id: u64,
     /// Made anew whenever a data directory is made: the same node id on another disk differs here.
     pub incarnation: u64,
     /// The first log entry is durable. From then on an empty log means a lost log.
     pub bootstrapped: bool,
+    /// This member is to initialise the cluster, if that has not been done.
+    #[serde(default)]
+    pub founder: bool,
 }
 
 impl Identity {
-    /// A new random identity of a member that will found its own cluster.
+    /// A new random identity of a member without a cluster.
     #[must_use]
     pub fn fresh(entropy: &dyn Entropy) -> Self {
         let id = || u64::try_from(entropy.positive_id()).unwrap_or(1);
-        Self { format: FORMAT, cluster_id: id(), node_id: id() >> 10 | 1, incarnation: id(), bootstrapped: false }
+        let (node_id, incarnation) = (id() >> 10 | 1, id());
+        Self { format: FORMAT, cluster_id: 0, node_id, incarnation, bootstrapped: false, founder: false }
+    }
+
+    /// The same member as the founder of a new cluster.
+    #[must_use]
+    pub fn founding(self, entropy: &dyn Entropy) -> Self {
+        let cluster_id = u64::try_from(entropy.positive_id()).unwrap_or(1);
+        Self { cluster_id, founder: true, ..self }
     }
 }
 

@@ -9,7 +9,10 @@
 pub mod config;
 mod disk_watch;
 mod fatal;
+mod forming;
 pub mod identity;
+mod peer_port;
+mod reception;
 pub mod reload;
 pub mod restore;
 mod stores;
@@ -18,14 +21,18 @@ use crate::api;
 use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
 use crate::machine;
 use crate::model::{Revision, RevisionEvents, limits};
-use crate::net::{Limits, Listener};
-use crate::raft::{Consensus, DiskStall, Member, NoPeers, Options, Parts, Publisher, StartError};
+use crate::net::{Limits, Listener, Security};
+use crate::peer::{self, Door, PeerTransport, Settings};
+use crate::raft::{Consensus, DiskStall, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
 use crate::service::{self, Context, Lessor, Service, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
-use config::Checked;
+use config::{Checked, Forming};
+use forming::{Asker, Formed, form};
 use identity::{DataDir, Identity};
+use peer_port::PeerPort;
+use reception::{Reachable, Reception};
 use reload::Reread;
 use std::io;
 use std::sync::Arc;
@@ -37,6 +44,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the log's committed tail may take to apply before start is called a failure.
 const RECOVERY: Duration = Duration::from_secs(600);
+/// How often the leader compares the quota with its setting.
+const QUOTA_LOOK: Duration = Duration::from_millis(500);
 /// Threads of the runtime, on however few cores.
 const WORKERS_MIN: usize = 2;
 /// Of the shutdown's time, what open requests may take of it.
@@ -56,20 +65,33 @@ pub enum NodeError {
         "the log is empty although this member had begun one: it is lost\nhint: restore the whole data directory, or start from a backup with `tenure snapshot restore`"
     )]
     LogLost,
+    #[error(
+        "this member was removed from its cluster\nhint: to bring this host back, give it an empty --data-dir and start it with --join"
+    )]
+    Removed,
     #[error("what was logged before the start was not applied within {} s", RECOVERY.as_secs())]
     NotRecovered,
     #[error("{context}: {source}{hint}")]
-    Io { context: String, source: io::Error, hint: &'static str },
+    Io { context: String, source: io::Error, hint: String },
     #[error("{0}")]
     Setting(String),
 }
 
-fn io_error(context: String) -> impl FnOnce(io::Error) -> NodeError {
+/// Of an address to listen on; `flag` chooses another.
+fn io_error(context: String, flag: &'static str) -> impl FnOnce(io::Error) -> NodeError {
     move |source| {
-        let in_use = source.kind() == io::ErrorKind::AddrInUse;
-        let hint = if in_use { "\nhint: another process listens there; choose --listen-client HOST:PORT" } else { "" };
+        let in_use = source.kind() == io::ErrorKind::AddrInUse && !flag.is_empty();
+        let hint = if in_use {
+            format!("\nhint: another process listens there; choose {flag} HOST:PORT")
+        } else {
+            String::new()
+        };
         NodeError::Io { context, source, hint }
     }
+}
+
+fn setting(problem: String) -> NodeError {
+    NodeError::Setting(problem)
 }
 
 /// Runs one member until it is told to stop.
@@ -94,7 +116,7 @@ pub fn run(config: Checked, reread: Reread) -> Result<(), NodeError> {
         .enable_all()
         .thread_name("tenure")
         .build()
-        .map_err(io_error("start the runtime".to_owned()))?;
+        .map_err(io_error("start the runtime".to_owned(), ""))?;
     let result = runtime.block_on(serve(config, reread, logs));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -128,9 +150,11 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let address = config.listen_client;
     // First, because it is the slip that is made most often and nothing has to be undone for it.
-    let listener = Listener::bind(address).await.map_err(io_error(format!("listen on {address}")))?;
+    let listener =
+        Listener::bind(address).await.map_err(io_error(format!("listen on {address}"), "--listen-client"))?;
     let config = config.bound(listener.address());
-    let data = DataDir::open(&config.data_dir)?;
+    let peer_port = PeerPort::bind(&config).await?;
+    let data = Arc::new(DataDir::open(&config.data_dir)?);
     let identity = data.identity(&*entropy)?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -140,16 +164,36 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let stores = stores::open(&data, &clock, &metrics, &disk)?;
     let lessor = Arc::new(Lessor::new(clock.clone()));
     let snapshots = stores.snapshots.clone();
-    if identity.bootstrapped && stores.recovered.last_index.is_none() && stores.recovered.purged.is_none() {
+    let has_log = stores.recovered.last_index.is_some() || stores.recovered.purged.is_some();
+    if identity.bootstrapped && !has_log {
         return Err(NodeError::LogLost);
     }
+    let settings = Settings { security: Security::Plain, election_max: config.election_timeout.max };
+    let asker = Asker { settings, clock: clock.clone(), entropy: entropy.clone() };
+    let at = Reachable {
+        name: config.name.clone(),
+        peer_url: peer_port.url(&config),
+        client_url: config.advertise_client.clone(),
+    };
+    let adoptable = !matches!(config.forming, Forming::Alone);
+    let reception = Reception::new(data.clone(), identity, at, adoptable, tasks.clone());
+    let door = Door::new(reception.meeting());
+    let peers = peer_port.serve(door.clone());
+    let Formed { identity, members } = form(&config.forming, has_log, &data, &reception, &asker).await?;
+    let transport = PeerTransport::new(settings, clock.clone(), entropy.clone());
+    let me = peer::Identity {
+        cluster_id: identity.cluster_id,
+        node_id: identity.node_id,
+        incarnation: u128::from(identity.incarnation),
+    };
+    transport.identify(me);
     let parts = Parts {
         wal: stores.wal,
         recovered: stores.recovered,
         snapshots: stores.snapshots,
         new_store: stores.new_store,
         machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
-        transport: Arc::new(NoPeers),
+        transport: Arc::new(transport),
         publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -157,10 +201,18 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         fatal: fatal::handler(),
     };
     let consensus = Consensus::start(raft_options(&config, &identity, disk.clone()), parts).await?;
+    peers.must_serve(&consensus)?;
     history.set(consensus.clone());
     tasks.spawn("watch hub", hub.clone().run());
-    bootstrap(&config, &data, identity.clone(), &consensus).await?;
-    if !consensus.wait_recovered(RECOVERY).await {
+    let founds_alone = members.as_ref().is_some_and(|members| members.len() == 1);
+    if let Some(members) = members.filter(|_| !has_log) {
+        consensus.bootstrap(members).await?;
+    }
+    door.open(me, Arc::new(consensus.clone()));
+    reception.open(consensus.clone());
+    tasks.spawn_until_stop("identity", note_begun(consensus.clone(), data.clone(), identity.clone(), tasks.clone()));
+    // With others, recovery waits for a leader: meanwhile this member already says that it is not ready.
+    if (founds_alone || consensus.members().len() == 1) && !consensus.wait_recovered(RECOVERY).await {
         return Err(NodeError::NotRecovered);
     }
     let member =
@@ -180,7 +232,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     );
     let (settings, in_effect) = watch::channel(config.clone());
     let auto_compact = watch::channel(reload::auto_compact(&config)).0;
-    background(&in_effect, auto_compact.subscribe(), &service, &tasks).await;
+    background(&in_effect, auto_compact.subscribe(), &service, &tasks);
     tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics.clone()));
     let http = HttpMetrics::new(&mut registry, &api::operation_ids());
     register_collectors(&config, &mut registry, &metrics, &service);
@@ -196,7 +248,9 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     let state =
         api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
     banner(&config, &listener, &service);
-    until_told(listener, state, &tasks, config.shutdown_timeout, &consensus).await
+    let result = until_told(listener, state, &tasks, config.shutdown_timeout, &consensus).await;
+    peers.end().await;
+    result
 }
 
 /// A disk that keeps a write for longer than two election timeouts no longer serves a leader.
@@ -216,44 +270,43 @@ fn raft_options(config: &Checked, identity: &Identity, disk: DiskStall) -> Optio
     }
 }
 
-/// A fresh member founds its cluster, once: the identity says so only when the first entry is durable.
-async fn bootstrap(
-    config: &Checked,
-    data: &DataDir,
-    identity: Identity,
-    consensus: &Consensus,
-) -> Result<(), NodeError> {
-    if identity.bootstrapped {
-        return Ok(());
+/// The identity says that there is a log only when its first entry is durable. What is applied is.
+async fn note_begun(consensus: Consensus, data: Arc<DataDir>, identity: Identity, tasks: TaskSet) {
+    if identity.bootstrapped || consensus.applied().wait_for(|applied| applied.applied.is_some()).await.is_err() {
+        return;
     }
-    // A crash between the first entry and the flag leaves a log behind: then only the flag is missing.
-    if consensus.state().last_log.is_none() {
-        let member = Member {
-            name: config.name.clone(),
-            peer_url: String::new(),
-            client_url: config.advertise_client.clone(),
-            incarnation: u128::from(identity.incarnation),
-        };
-        consensus.bootstrap(member).await?;
+    let saved = tasks.blocking(move || data.save(&Identity { bootstrapped: true, ..identity })).await;
+    if let Some(Err(error)) = saved {
+        tracing::warn!(%error, "the identity could not be updated, the next start tries again");
     }
-    data.save(&Identity { bootstrapped: true, ..identity })?;
-    Ok(())
 }
 
-async fn background(
+fn background(
     settings: &watch::Receiver<Checked>,
     auto_compact: watch::Receiver<AutoCompact>,
     service: &Service,
     tasks: &TaskSet,
 ) {
-    let system = Context::system(Duration::from_secs(10));
-    let quota_bytes = settings.borrow().quota_bytes;
-    if let Err(failure) = service.set_quota(&system, quota_bytes).await {
-        tracing::warn!(%failure, "the quota could not be set, the stored one stays");
-    }
+    tasks.spawn_until_stop("quota", quota(service.clone(), settings.clone()));
     tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), auto_compact));
     let watch = disk_watch::run(service.clone(), tasks.clone(), settings.clone());
     tasks.spawn_until_stop("disk watch", watch);
+}
+
+/// The replicated quota is the one that its leader was started with.
+async fn quota(service: Service, settings: watch::Receiver<Checked>) {
+    let system = Context::system(Duration::from_secs(10));
+    let mut looks = tokio::time::interval(QUOTA_LOOK);
+    loop {
+        looks.tick().await;
+        let (status, bytes) = (service.status(), settings.borrow().quota_bytes);
+        if status.is_leader
+            && status.quota_bytes != bytes
+            && let Err(failure) = service.set_quota(&system, bytes).await
+        {
+            tracing::debug!(%failure, "the quota could not be set, the next look tries again");
+        }
+    }
 }
 
 fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metrics, service: &Service) {
@@ -274,7 +327,7 @@ fn register_collectors(config: &Checked, registry: &mut Registry, metrics: &Metr
 }
 
 fn on_signal(kind: SignalKind) -> Result<Signal, NodeError> {
-    signal(kind).map_err(io_error("wait for signals".to_owned()))
+    signal(kind).map_err(io_error("wait for signals".to_owned(), ""))
 }
 
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
@@ -300,11 +353,18 @@ async fn until_told(
     let drain = within * DRAIN_PERCENT / 100;
     let handler = api::handler(Arc::new(state));
     let mut serving = Box::pin(listener.serve(handler, limits, connections.clone(), closing.clone(), drain));
+    let mut removed = false;
     tokio::select! {
         () = &mut serving => {}
+        () = consensus.removed() => {
+            tracing::error!("this member was removed from its cluster: shutting down");
+            removed = true;
+        }
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
+    // While everything still runs: what comes meanwhile is forwarded to the new leader.
+    consensus.hand_over().await;
     closing.cancel();
     // Waits and streams end at once; requests that write or read get their answer.
     tasks.stopping().cancel();
@@ -320,7 +380,7 @@ async fn until_told(
         },
         _ = interrupt.recv() => tracing::warn!("interrupted again: stopped with work left"),
     }
-    Ok(())
+    if removed { Err(NodeError::Removed) } else { Ok(()) }
 }
 
 /// What a person sees first, on standard error, before any log line of normal work.

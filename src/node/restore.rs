@@ -116,7 +116,7 @@ pub fn restore_offline(file: &Path, data_dir: &Path, options: &RestoreOptions) -
     // All of it is verified before anything is written.
     let summary = verify_file(&RealDisk, file).map_err(RestoreError::reading)?;
     let data = DataDir::open(data_dir)?;
-    let identity = Identity { bootstrapped: true, ..Identity::fresh(&SystemEntropy) };
+    let identity = Identity { bootstrapped: true, ..Identity::fresh(&SystemEntropy).founding(&SystemEntropy) };
     let engine = SledEngine::fresh(&data.state().join("restore")).map_err(|fault| RestoreError::writing(&fault))?;
     let mut machine = load(file, Arc::new(engine))?;
     let planted = write(&data, &identity, options, &mut machine).map_err(|fault| RestoreError::writing(&fault))?;

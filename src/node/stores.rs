@@ -33,7 +33,7 @@ pub(super) fn open(
 ) -> Result<Stores, NodeError> {
     let fatal = fatal::handler();
     let disk = Arc::new(RealDisk);
-    let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display())))?;
+    let space = disk_watch::space(&data.root).map_err(io_error(format!("measure {}", data.root.display()), ""))?;
     let options = WalOptions {
         segment_bytes: disk_watch::segment_bytes(space, limits::WAL_SEGMENT_BYTES),
         observer: Arc::new(WriteTimes {

@@ -2,8 +2,9 @@
 //! answered anywhere before the barrier was asked for.
 //!
 //! One round is outstanding at a time; whoever comes meanwhile shares the next, so any number of
-//! readers costs one round of heartbeats. Invariants: a round's leadership check begins after each
-//! of its waiters arrived; a waiter returns only once what the round found committed is applied.
+//! readers costs one round of heartbeats, or elsewhere than on the leader one question to it.
+//! Invariants: a round's leadership check begins after each of its waiters arrived; a waiter returns
+//! only once what the round found committed is applied.
 
 use crate::env::TaskSet;
 use crate::model::{Failure, Why};
@@ -19,18 +20,20 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 /// What a barrier needs of Raft.
 pub(crate) trait ReadIndex: Send + Sync + 'static {
     /// Confirms leadership by a quorum's answer that is newer than the call, and waits until all
-    /// that was committed at the call is applied here.
-    fn confirm(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// that was committed at the call is applied here. Answers up to where that is.
+    fn confirm(&self) -> impl Future<Output = Result<u64, Failure>> + Send;
+    /// Whether a round that found no leader may find one soon.
+    fn hopeful(&self) -> bool;
 }
 
 #[derive(Debug, Default)]
 struct Round {
-    result: OnceLock<Result<(), Failure>>,
+    result: OnceLock<Result<u64, Failure>>,
     done: Notify,
 }
 
 impl Round {
-    async fn wait(&self) -> Result<(), Failure> {
+    async fn wait(&self) -> Result<u64, Failure> {
         let done = self.done.notified();
         tokio::pin!(done);
         // Registered before the result is looked at, so that its arrival in between wakes this.
@@ -62,7 +65,7 @@ impl Barrier {
         Self(shared)
     }
 
-    pub(crate) async fn wait(&self, timeout: Duration) -> Result<(), Failure> {
+    pub(crate) async fn wait(&self, timeout: Duration) -> Result<u64, Failure> {
         let round = self.0.next.lock().get_or_insert_default().clone();
         self.0.wanted.notify_one();
         match tokio::time::timeout(timeout, round.wait()).await {
@@ -83,11 +86,13 @@ async fn rounds(shared: Arc<Shared>, raft: Arc<impl ReadIndex>, patience: Durati
     }
 }
 
-async fn confirm(raft: &impl ReadIndex, patience: Duration) -> Result<(), Failure> {
+async fn confirm(raft: &impl ReadIndex, patience: Duration) -> Result<u64, Failure> {
     let retries = async {
         loop {
             match raft.confirm().await {
-                Err(Failure::Unavailable { why: Why::NoLeader, .. }) => tokio::time::sleep(RETRY_PAUSE).await,
+                Err(Failure::Unavailable { why: Why::NoLeader, .. }) if raft.hopeful() => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
                 settled => return settled,
             }
         }
@@ -117,14 +122,18 @@ mod tests {
     }
 
     impl ReadIndex for Gate {
-        async fn confirm(&self) -> Result<(), Failure> {
+        async fn confirm(&self) -> Result<u64, Failure> {
             self.begun.fetch_add(1, Ordering::SeqCst);
             self.open.acquire().await.unwrap().forget();
             if self.refuse.load(Ordering::SeqCst) > 0 {
                 self.refuse.fetch_sub(1, Ordering::SeqCst);
                 return Err(Failure::not_proposed(Why::NoLeader));
             }
-            Ok(())
+            Ok(7)
+        }
+
+        fn hopeful(&self) -> bool {
+            true
         }
     }
 

@@ -1,20 +1,24 @@
-//! The batcher: many proposals become one log entry.
+//! The batcher: many proposals become one log entry, or one message to the leader.
 //!
-//! Callers encode their own proposal and queue it (`queue` decides when a batch goes); one task puts a
-//! log time in front of what has gathered and hands it to Raft. Apply's answers go straight to the
-//! callers. Invariants: only what Raft refused before appending
-//! is called not proposed; a queued proposal whose deadline has passed is dropped, not proposed; a
-//! caller that goes away cancels nothing it has proposed.
+//! Callers encode their own proposal and queue it (`queue` decides when a batch goes). On the leader
+//! one task puts a log time in front of what has gathered and hands it to Raft, and apply's answers go
+//! straight to the callers; elsewhere the batch is forwarded, once. Invariants: only what Raft refused
+//! before appending, or what was never sent, is called not proposed, and only that is tried again; a
+//! queued proposal whose deadline has passed is dropped, not proposed; a caller that goes away cancels
+//! nothing it has proposed.
 
-use super::answer::{Answer, slot};
+use super::answer::{Answer, Waiting, slot};
 use super::log_clock::LogClock;
+use super::network::{Forwarded, Peer, TransportError};
 use super::queue::{Flight, Queue, Queued};
 use super::responder::Callback;
 use super::types::{LogBatch, Types};
 use crate::env::{Clock, TaskSet};
 use crate::model::{Failure, Fault, Outcome, Proposal, Why, codec, limits};
 use crate::telemetry::metrics::Metrics;
-use openraft::errors::{ClientWriteError, ForwardToLeader};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use std::fmt;
 use std::future::Future;
@@ -32,13 +36,31 @@ pub(crate) trait Log: Send + Sync + 'static {
     fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) -> impl Future<Output = ()> + Send;
     /// The current term and the log time of the newest applied entry.
     fn term_and_time(&self) -> (u64, u64);
+    /// What the wall clocks of a quorum agree on, this member's being `own_ms`.
+    fn agreed_wall_ms(&self, own_ms: u64) -> impl Future<Output = Option<u64>> + Send;
+    /// Where a batch is to go now.
+    fn route(&self) -> Route;
+    /// Sends a batch to the leader; answers one by one, or not at all.
+    fn forward(
+        &self,
+        to: Peer,
+        batch: Vec<Forwarded>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Vec<Answer>, TransportError>> + Send;
 }
 
-/// A batch that Raft refused before appending it, on its way back.
+/// Who may append, as far as this member knows.
+#[derive(Debug, Clone)]
+pub(crate) enum Route {
+    Here,
+    To(Peer),
+    Nowhere,
+}
+
+/// A batch that was certainly not appended, on its way back.
 struct Refused {
     items: Vec<Queued>,
     attempt: u32,
-    another_leads: bool,
     flight: Flight,
 }
 
@@ -68,6 +90,7 @@ impl Batcher {
             queue: queue.clone(),
             refuse,
             refused,
+            tasks: tasks.clone(),
         };
         tasks.spawn_until_stop("batcher", worker.run());
         Self { queue, clock, metrics }
@@ -75,14 +98,11 @@ impl Batcher {
 
     /// Proposes, and waits for the outcome at most `timeout` from now.
     pub(crate) async fn propose(&self, proposal: &Proposal, timeout: Duration) -> Answer {
-        let encoded = codec::encode(proposal)?;
-        let deadline = self.clock.monotonic().saturating_add(timeout);
-        let (ticket, mut waiting) = slot();
-        self.queue.push(Queued { encoded, deadline, ticket }).map_err(Failure::not_proposed)?;
+        let mut waiting = self.queue_up(codec::encode(proposal)?.into(), timeout, false)?;
         let pending = Pending::new(&self.metrics);
         let answer = match tokio::time::timeout(timeout, &mut waiting).await {
             Ok(answer) => answer,
-            Err(_) => waiting.give_up(Why::Timeout),
+            Err(_) => waiting.give_up(self.queue.blame()),
         };
         drop(pending);
         match answer {
@@ -90,6 +110,27 @@ impl Batcher {
             Err(_) => self.metrics.proposals_failed.inc(),
         };
         answer
+    }
+}
+
+impl Batcher {
+    fn queue_up(&self, encoded: Bytes, timeout: Duration, forwarded: bool) -> Result<Waiting, Failure> {
+        let deadline = self.clock.monotonic().saturating_add(timeout);
+        let (ticket, waiting) = slot();
+        self.queue.push(Queued { encoded, deadline, ticket, forwarded }).map_err(Failure::not_proposed)?;
+        Ok(waiting)
+    }
+
+    /// Proposes what another member forwarded, here or not at all. It keeps the deadlines; so this
+    /// waits for as long as it asks.
+    pub(crate) async fn propose_forwarded(&self, batch: Vec<Forwarded>) -> Vec<Answer> {
+        let queued = batch.into_iter().map(|item| {
+            // Foreign bytes must not reach the log unread: there, what cannot be applied is a fault.
+            codec::decode::<Proposal>("forwarded proposal", &item.encoded)?;
+            self.queue_up(item.encoded, Duration::from_millis(item.remaining_ms), true)
+        });
+        let queued: Vec<Result<Waiting, Failure>> = queued.collect();
+        join_all(queued.into_iter().map(|queued| async move { queued?.await })).await
     }
 }
 
@@ -117,6 +158,7 @@ struct Worker<L> {
     queue: Arc<Queue>,
     refuse: mpsc::Sender<Refused>,
     refused: mpsc::Receiver<Refused>,
+    tasks: TaskSet,
 }
 
 impl<L> Drop for Worker<L> {
@@ -138,10 +180,13 @@ impl<L: Log> Worker<L> {
 
     async fn propose(&mut self, items: Vec<Queued>, flight: Flight, attempt: u32) {
         let now = self.clock.monotonic();
+        let route = self.log.route();
         let mut live = Vec::with_capacity(items.len());
         for item in items {
             if item.deadline <= now {
-                item.ticket.answer(Err(Failure::not_proposed(Why::Timeout)));
+                item.ticket.answer(Err(Failure::not_proposed(self.queue.blame())));
+            } else if item.forwarded && !matches!(route, Route::Here) {
+                item.ticket.answer(Err(Failure::not_proposed(Why::NoLeader)));
             } else if item.ticket.claim() {
                 live.push(item);
             }
@@ -149,30 +194,95 @@ impl<L: Log> Worker<L> {
         if live.is_empty() {
             return;
         }
+        match route {
+            Route::Here => self.append(live, flight, attempt, now).await,
+            Route::To(leader) => self.forward(live, flight, attempt, now, leader),
+            Route::Nowhere => put_back(live, flight, attempt, &self.refuse),
+        }
+    }
+
+    async fn append(&mut self, live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration) {
         let (term, applied_ms) = self.log.term_and_time();
         let wall_ms = self.clock.wall_ms();
-        let at = self.log_clock.stamp(term, applied_ms, now, wall_ms);
+        let target_ms = if self.log_clock.begins(term) {
+            // Without a quorum's word there is no step, only the slew from here on.
+            self.log.agreed_wall_ms(wall_ms).await.unwrap_or(applied_ms)
+        } else {
+            wall_ms
+        };
+        let at = self.log_clock.stamp(term, applied_ms, now, target_ms);
         let bytes = match encode_batch(at, wall_ms, &live) {
             Ok(bytes) => bytes,
             Err(fault) => return fail(live, &Failure::from(fault)),
         };
         // Exact: at most 256.
         self.metrics.batch_proposals.observe(f64::from(u16::try_from(live.len()).unwrap_or(u16::MAX)));
-        let refuse = self.refuse.clone();
-        let answer = Callback::new(move |result| settle(result, live, flight, attempt, &refuse));
+        let (refuse, queue) = (self.refuse.clone(), self.queue.clone());
+        let answer = Callback::new(move |result| settle(result, live, flight, attempt, &refuse, &queue));
         self.log.write(LogBatch { bytes: bytes.into() }, answer).await;
     }
 
-    /// Proposes a refused batch again after a pause; unless another member leads, which has to be
-    /// asked instead.
+    fn forward(&self, live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration, leader: Peer) {
+        let longest = live.iter().map(|item| item.deadline.saturating_sub(now)).max().unwrap_or_default();
+        let batch = live.iter().map(|item| Forwarded {
+            remaining_ms: u64::try_from(item.deadline.saturating_sub(now).as_millis()).unwrap_or(u64::MAX),
+            encoded: item.encoded.clone(),
+        });
+        let batch = batch.collect();
+        let (log, refuse, queue) = (self.log.clone(), self.refuse.clone(), self.queue.clone());
+        self.tasks.spawn_until_stop("forwarded batch", async move {
+            match log.forward(leader, batch, longest).await {
+                Ok(answers) if answers.len() == live.len() => {
+                    queue.note_refused(false);
+                    deliver(live, answers, flight, attempt, &refuse);
+                }
+                Ok(answers) => {
+                    let why = format!("{} answers for {} forwarded proposals", answers.len(), live.len());
+                    fail(live, &Failure::from(Fault::Invariant(why)));
+                }
+                Err(TransportError::Unreachable(_)) => put_back(live, flight, attempt, &refuse),
+                Err(TransportError::Failed(why)) => {
+                    tracing::debug!(proposals = live.len(), "the answer to forwarded proposals was lost: {why}");
+                    let lost = Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown };
+                    fail(live, &lost);
+                }
+            }
+        });
+    }
+
+    /// Proposes a batch that came back again, after a pause.
     async fn retry(&mut self, refused: Refused) {
-        let Refused { items, attempt, another_leads, flight } = refused;
-        if another_leads {
-            return fail(items, &Failure::not_proposed(Why::NoLeader));
-        }
+        let Refused { items, attempt, flight } = refused;
+        self.queue.note_refused(true);
         let pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);
         tokio::time::sleep(pause).await;
         self.propose(items, flight, attempt + 1).await;
+    }
+}
+
+/// Returns a batch that was certainly not appended.
+fn put_back(items: Vec<Queued>, flight: Flight, attempt: u32, refuse: &mpsc::Sender<Refused>) {
+    for item in &items {
+        item.ticket.unclaim();
+    }
+    // There is a place for every batch in flight; it can only be closed, and then the tickets answer.
+    drop(refuse.try_send(Refused { items, attempt, flight }));
+}
+
+/// Hands out what the leader answered, and puts back what it refused because it leads no more.
+fn deliver(items: Vec<Queued>, answers: Vec<Answer>, flight: Flight, attempt: u32, refuse: &mpsc::Sender<Refused>) {
+    let mut back = Vec::new();
+    for (item, answer) in items.into_iter().zip(answers) {
+        match answer {
+            Err(Failure::Unavailable {
+                why: Why::NoLeader | Why::ShuttingDown | Why::NotReady | Why::DiskStalled,
+                outcome: Outcome::NotProposed,
+            }) => back.push(item),
+            answer => item.ticket.answer(answer),
+        }
+    }
+    if !back.is_empty() {
+        put_back(back, flight, attempt, refuse);
     }
 }
 
@@ -194,9 +304,11 @@ fn settle(
     flight: Flight,
     attempt: u32,
     refuse: &mpsc::Sender<Refused>,
+    queue: &Queue,
 ) {
     match result {
         Ok(response) => {
+            queue.note_refused(false);
             let outcomes = response.data.0;
             if outcomes.len() != items.len() {
                 let why = format!("{} outcomes for {} proposals", outcomes.len(), items.len());
@@ -208,14 +320,7 @@ fn settle(
                 item.ticket.answer(Ok(outcome));
             }
         }
-        Err(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id, .. })) => {
-            for item in &items {
-                item.ticket.unclaim();
-            }
-            let refused = Refused { items, attempt, another_leads: leader_id.is_some(), flight };
-            // There is a place for every batch in flight; it can only be closed, and then the tickets answer.
-            drop(refuse.try_send(refused));
-        }
+        Err(ClientWriteError::ForwardToLeader(_)) => put_back(items, flight, attempt, refuse),
         Err(_) => fail(items, &Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown }),
     }
 }

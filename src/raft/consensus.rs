@@ -5,38 +5,47 @@
 //! log's committed tail. Invariant: nothing is proposed or read through here before that is done.
 
 use super::apply::{Applier, ApplierOptions, Fatal, Progress, Publisher, StateMachine};
-use super::barrier::{Barrier, ReadIndex};
-use super::batcher::{self, Batcher};
+use super::barrier::Barrier;
+use super::batcher::{Batcher, Route};
+use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
-use super::network::{Network, Transport};
-use super::responder::Callback;
+use super::network::{Directory, Network, Transport};
 use super::snapshots::{self, Snapshots};
 use super::stall::{self, DiskStall, HandOver};
-use super::types::{LogBatch, Member, MemberId, Types};
+use super::types::{Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
 use crate::machine::{self, Machine, Outcome, Reader};
-use crate::model::{Failure, Fault, LogPosition, Proposal, Why};
+use crate::model::{self, Failure, Fault, LogPosition, Proposal, Why};
 use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::wal::{Recovered, Wal};
 use crate::telemetry::metrics::Metrics;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{InitializeError, LinearizableReadError, RaftError};
-use openraft::metrics::RaftServerMetrics;
-use openraft::raft::ClientWriteResult;
-use openraft::{Instant, Raft, ReadPolicy, ServerState};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Instant, Raft, ServerState};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
 
 /// How long shutdown waits for another member to take the lead.
 const HANDOVER: Duration = Duration::from_secs(1);
+/// How many of the longest election timeouts a read barrier waits for a leader.
+const BARRIER_PATIENCE: u32 = 4;
+/// How many of the longest election timeouts a leader may be silent before it is not counted on.
+const LEADER_SILENCE: u32 = 2;
+/// Before a question to the leader is asked again, because none was there.
+const ASK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Answers questions of members to their leader, within the time given.
+pub type LeaderHandler = Arc<dyn Fn(Bytes, Duration) -> BoxFuture<'static, Result<Bytes, Failure>> + Send + Sync>;
 
 /// One member's settings.
 #[derive(Debug, Clone)]
@@ -132,6 +141,8 @@ pub struct State {
     /// For a leader: since a quorum last confirmed it. The state alone says nothing: an isolated
     /// leader stays one in its own eyes.
     pub millis_since_quorum_ack: Option<u64>,
+    /// Since this member last knew itself up to date: since its leader was heard, or a quorum heard it.
+    pub millis_since_leader_heard: Option<u64>,
     /// What this member had durably logged before its start is committed and applied.
     pub recovered: bool,
 }
@@ -147,20 +158,21 @@ struct Inner {
     link: Arc<Link>,
     snapshots: Arc<Snapshots>,
     batcher: Batcher,
+    /// For when this member leads: also for the readers of others.
     barrier: Barrier,
+    /// For when another does.
+    remote_barrier: Barrier,
+    /// Answers the questions that members ask their leader.
+    leader_handler: OnceLock<LeaderHandler>,
+    /// Held while this member changes the membership.
+    membership: tokio::sync::Mutex<()>,
+    db_bytes: AtomicU64,
     recovered: watch::Receiver<bool>,
     leading: watch::Receiver<Option<u64>>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
     tasks: TaskSet,
-}
-
-/// Raft and the machine behind it, as the batcher and the barrier see them.
-struct Link {
-    id: MemberId,
-    raft: Core,
-    applier: Arc<Applier>,
 }
 
 impl fmt::Debug for Consensus {
@@ -199,13 +211,19 @@ impl Consensus {
             },
         ));
         let state_machine = StateMachine { applier: applier.clone(), snapshots: snapshots.clone() };
-        let raft = Raft::new(options.id, raft_config, Network::new(transport), log, state_machine)
+        let directory = Directory::default();
+        let network = Network::new(transport.clone(), directory.clone());
+        let raft = Raft::new(options.id, raft_config, network, log, state_machine)
             .await
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;
-        let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone() });
+        directory.open(raft.server_metrics());
+        let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
+        let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone(), transport, heard });
         link.elect_if_alone().await;
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
-        let barrier = Barrier::start(link.clone(), 2 * options.election_max, &tasks);
+        let patience = BARRIER_PATIENCE * options.election_max;
+        let barrier = Barrier::start(link.clone(), patience, &tasks);
+        let remote_barrier = Barrier::start(Arc::new(Remote(link.clone())), patience, &tasks);
         let recovered = spawn_recovery(&raft, &tasks);
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
@@ -215,16 +233,32 @@ impl Consensus {
         let ending = Arc::new(AtomicBool::new(false));
         let (lead, leading) = watch::channel(None);
         tasks.spawn_until_stop("raft watch", observe(raft, metrics, lead, ending.clone(), fatal));
-        Ok(Self(Arc::new(Inner { options, link, snapshots, batcher, barrier, recovered, leading, ending, wal, tasks })))
+        let consensus = Self(Arc::new(Inner {
+            options,
+            link,
+            snapshots,
+            batcher,
+            barrier,
+            remote_barrier,
+            leader_handler: OnceLock::new(),
+            membership: tokio::sync::Mutex::new(()),
+            db_bytes: AtomicU64::new(0),
+            recovered,
+            leading,
+            ending,
+            wal,
+            tasks,
+        }));
+        consensus.0.tasks.spawn_until_stop("membership", consensus.clone().finish_changes());
+        Ok(consensus)
     }
 
-    /// Makes this member the first and only one of a new cluster. Once in a cluster's life: by the
-    /// node when its data directory is fresh and it was told to, never at a later start.
+    /// Makes these the voters of a new cluster, this member among them. Once in a cluster's life: by
+    /// the member that founds it, when its data directory is fresh, never at a later start.
     ///
     /// # Errors
     /// A fault if there is a log already.
-    pub async fn bootstrap(&self, member: Member) -> Result<(), Fault> {
-        let members = BTreeMap::from([(self.0.options.id, member)]);
+    pub async fn bootstrap(&self, members: BTreeMap<MemberId, Member>) -> Result<(), Fault> {
         match self.0.link.raft.initialize(members).await {
             Ok(()) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
@@ -260,11 +294,95 @@ impl Consensus {
         if self.0.link.leads_alone() {
             return Ok(());
         }
+        let barrier = if self.0.link.leads() { &self.0.barrier } else { &self.0.remote_barrier };
+        barrier.wait(timeout).await.map(drop)
+    }
+
+    /// As `read_barrier`, and after it this member has led at some time since the call. It is never
+    /// passed on: for what is decided by the leader's own clock.
+    ///
+    /// # Errors
+    /// If this member does not lead.
+    pub async fn leader_barrier(&self, timeout: Duration) -> Result<(), Failure> {
+        self.read_index(timeout).await.map(drop)
+    }
+
+    /// Registers who answers `ask_leader` while this member leads. Once.
+    pub fn answer_as_leader(&self, handler: LeaderHandler) {
+        self.0.leader_handler.get_or_init(|| handler);
+    }
+
+    /// Asks whoever leads a question of a layer above, here or over there, and gives its answer.
+    /// Until the question has been sent, another leader is waited for.
+    ///
+    /// # Errors
+    /// The handler's own, or that no leader could be asked; unknown if the answer was lost.
+    pub async fn ask_leader(&self, question: Bytes, timeout: Duration) -> Result<Bytes, Failure> {
+        let asking = async {
+            loop {
+                let failure = match self.0.link.route() {
+                    Route::Here => self.answer_question(question.clone(), timeout).await,
+                    Route::To(leader) => self.0.link.ask(leader, question.clone(), timeout).await,
+                    Route::Nowhere => Err(Failure::not_proposed(Why::NoLeader)),
+                };
+                match failure {
+                    Err(Failure::Unavailable { why: Why::NoLeader, outcome: model::Outcome::NotProposed }) => {
+                        tokio::time::sleep(ASK_PAUSE).await;
+                    }
+                    settled => return settled,
+                }
+            }
+        };
+        let asked = tokio::time::timeout(timeout, asking).await;
+        asked.unwrap_or(Err(Failure::Unavailable { why: Why::Timeout, outcome: model::Outcome::Unknown }))
+    }
+
+    /// Answers a question as the leader; refuses if this member is not.
+    pub(super) async fn answer_question(&self, question: Bytes, timeout: Duration) -> Result<Bytes, Failure> {
+        self.ensure_able()?;
+        match self.0.leader_handler.get() {
+            Some(handler) if self.0.link.leads() => handler(question, timeout).await,
+            _ => Err(Failure::not_proposed(Why::NoLeader)),
+        }
+    }
+
+    /// The leader's part of a read barrier for another member.
+    pub(super) async fn read_index(&self, timeout: Duration) -> Result<u64, Failure> {
+        self.ensure_able()?;
+        if !self.0.link.leads() {
+            return Err(Failure::not_proposed(Why::NoLeader));
+        }
+        if self.0.link.leads_alone() {
+            // All that was answered is applied here.
+            let applied = self.0.link.applier.progress().applied;
+            return applied.map(|at| at.index).ok_or(Failure::not_proposed(Why::NotReady));
+        }
         self.0.barrier.wait(timeout).await
     }
 
+    /// Its leader has just been heard.
+    pub(super) fn note_leader_heard(&self) {
+        self.0.link.heard.note();
+    }
+
+    pub(super) fn batcher(&self) -> &Batcher {
+        &self.0.batcher
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.link.heard.clock
+    }
+
+    /// What the membership knows of one member.
+    #[must_use]
+    pub fn member(&self, id: MemberId) -> Option<Member> {
+        let metrics = self.0.link.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&id).cloned()
+    }
+
     /// Recovered, and with a disk that answers: else nothing that needs the log is begun here.
-    fn ensure_able(&self) -> Result<(), Failure> {
+    pub(super) fn ensure_able(&self) -> Result<(), Failure> {
         if !*self.0.recovered.borrow() {
             return Err(Failure::not_proposed(Why::NotReady));
         }
@@ -313,23 +431,23 @@ impl Consensus {
         let membership = metrics.membership_config.membership();
         let alone = metrics.state == ServerState::Leader && membership.voter_ids().count() == 1;
         let quorum_acked = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let quorum_acked = if alone { Some(Duration::ZERO) } else { quorum_acked };
+        let leads = metrics.state == ServerState::Leader;
+        let leader = self.0.link.known_leader(leads, metrics.current_leader, quorum_acked);
         State {
             id: metrics.id,
             term: metrics.current_term,
-            leader: metrics.current_leader,
-            leader_member: metrics.current_leader.and_then(|leader| membership.get_node(&leader).cloned()),
-            is_leader: metrics.state == ServerState::Leader,
+            leader,
+            leader_member: leader.and_then(|leader| membership.get_node(&leader).cloned()),
+            is_leader: leads,
             is_learner: metrics.state == ServerState::Learner,
             last_log: metrics.last_log_index,
             committed: metrics.local_committed.map(|id| id.index),
             applied: self.0.link.applier.progress().applied.map(|at| at.index),
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
-            millis_since_quorum_ack: if alone {
-                Some(0)
-            } else {
-                quorum_acked.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
-            },
+            millis_since_quorum_ack: quorum_acked.map(millis),
+            millis_since_leader_heard: if leads { quorum_acked } else { self.0.link.heard.age() }.map(millis),
             recovered: *self.0.recovered.borrow(),
         }
     }
@@ -350,25 +468,47 @@ impl Consensus {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
     }
 
-    /// Hands leadership over if anyone is there to take it, then ends Raft and closes the log.
-    /// Proposals on their way end as unknown.
-    pub async fn shutdown(&self) {
+    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
+    pub async fn hand_over(&self) {
         let link = &self.0.link;
         let mut server = link.raft.server_metrics();
-        if link.hand_over().await {
-            let handed_over = async {
-                while server.borrow_watched().state == ServerState::Leader {
-                    if server.changed().await.is_err() {
-                        return;
-                    }
-                }
-            };
-            drop(tokio::time::timeout(HANDOVER, handed_over).await);
+        if !link.hand_over().await {
+            return;
         }
+        let handed_over = async {
+            while server.borrow_watched().state == ServerState::Leader {
+                if server.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        drop(tokio::time::timeout(HANDOVER, handed_over).await);
+    }
+
+    /// Hands leadership over, then ends Raft and closes the log. Proposals on their way end as unknown.
+    pub async fn shutdown(&self) {
+        self.hand_over().await;
+        let link = &self.0.link;
         self.0.ending.store(true, Ordering::SeqCst);
         drop(link.raft.shutdown().await);
         let wal = self.0.wal.clone();
         self.0.tasks.blocking(move || wal.close()).await;
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.0.link
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(super) fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
+        &self.0.membership
+    }
+
+    pub(super) fn db_bytes(&self) -> &AtomicU64 {
+        &self.0.db_bytes
     }
 
     pub(super) fn raft(&self) -> &Core {
@@ -444,86 +584,5 @@ async fn observe(
         let why = raft.metrics().borrow_watched().running_state.clone();
         let why = why.map_or_else(|error| error.to_string(), |()| "for no known reason".into());
         fatal(&Fault::Invariant(format!("raft has ended: {why}")));
-    }
-}
-
-fn sole_voter(server: &RaftServerMetrics<Types>, id: MemberId) -> bool {
-    let mut voters = server.membership_config.voter_ids();
-    voters.next() == Some(id) && voters.next().is_none()
-}
-
-impl Link {
-    /// Nobody else can lead then, so there is no reason to wait for a time-out.
-    async fn elect_if_alone(&self) {
-        let id = self.id;
-        let alone = self.raft.with_raft_state(move |state| {
-            let mut voters = state.membership_state.effective().voter_ids();
-            voters.next() == Some(id) && voters.next().is_none()
-        });
-        if alone.await.unwrap_or(false) {
-            drop(self.raft.trigger().elect(false).await);
-        }
-    }
-
-    /// Whether nobody else can lead or has led since this member recovered, so that every answered
-    /// write was applied here before its answer and a read needs no barrier.
-    ///
-    /// Raft publishes a membership it appends before it can learn that the entry reached anyone, and
-    /// another member can lead only once a joint membership, which this member's vote is part of, was
-    /// committed. So a stale "alone" cannot be seen here while another leads.
-    fn leads_alone(&self) -> bool {
-        let server = self.raft.server_metrics();
-        let server = server.borrow_watched();
-        server.state == ServerState::Leader && sole_voter(&server, self.id)
-    }
-
-    /// A voter to hand leadership to, if this member leads.
-    fn heir(&self) -> Option<MemberId> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref()?;
-        let others = metrics.membership_config.voter_ids().filter(|id| *id != self.id);
-        others.max_by_key(|id| replication.get(id).and_then(|at| at.as_ref().map(|at| at.index)))
-    }
-}
-
-impl HandOver for Link {
-    async fn hand_over(&self) -> bool {
-        let Some(heir) = self.heir() else { return false };
-        self.raft.trigger().transfer_leader(heir).await.is_ok()
-    }
-}
-
-impl batcher::Log for Link {
-    async fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) {
-        // If Raft has ended, the callback is dropped and its proposals answer for themselves.
-        drop(self.raft.client_write_ff(batch, Some(answer)).await);
-    }
-
-    fn term_and_time(&self) -> (u64, u64) {
-        let term = self.raft.metrics().borrow_watched().current_term;
-        (term, self.applier.progress().now_ms)
-    }
-}
-
-impl ReadIndex for Link {
-    async fn confirm(&self) -> Result<(), Failure> {
-        let (read, _) = match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok(found) => found,
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
-                return Err(Failure::not_proposed(Why::NoLeader));
-            }
-            Err(RaftError::APIError(_)) => return Err(Failure::not_proposed(Why::NoLeader)),
-            Err(RaftError::Fatal(_)) => return Err(Failure::not_proposed(Why::ShuttingDown)),
-        };
-        let index = read.index();
-        if self.applier.progress().covers(index) {
-            return Ok(());
-        }
-        let mut progress = self.applier.watch();
-        match progress.wait_for(|progress| progress.covers(index)).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Failure::not_proposed(Why::ShuttingDown)),
-        }
     }
 }

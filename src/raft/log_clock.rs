@@ -2,7 +2,8 @@
 //!
 //! It advances with the leader's monotonic clock and is slewed towards wall time by at most 10 %,
 //! never stepped, so a wall clock that is wrong ages nothing at once. Only when a term starts may it
-//! step, forward, to the wall clock given: so time spent without a leader counts.
+//! step, forward, to the wall clock given, which is the median of a quorum's: so time spent without a
+//! leader counts, and one member's wrong clock does not.
 //! Invariants: within and across terms it never goes back; between two stamps of one term it moves
 //! by 90 to 110 % of the time passed.
 
@@ -21,6 +22,11 @@ pub(crate) struct LogClock {
 }
 
 impl LogClock {
+    /// Whether the next stamp of this term is its first.
+    pub(crate) fn begins(&self, term: u64) -> bool {
+        self.term != Some(term)
+    }
+
     /// Log time in ms for an entry of `term`, read at `monotonic` and `wall_ms`; never below
     /// `applied_ms`, the time of the newest applied entry.
     pub(crate) fn stamp(&mut self, term: u64, applied_ms: u64, monotonic: Duration, wall_ms: u64) -> u64 {
@@ -41,6 +47,13 @@ impl LogClock {
         self.now_us = self.now_us.max(applied_us);
         u64::try_from(self.now_us / 1_000).unwrap_or(u64::MAX)
     }
+}
+
+/// What a quorum's wall clocks agree on: of an even number the lower of the two in the middle, because
+/// time that is missing is made up for and time that was given is not taken back.
+pub(crate) fn median(mut walls_ms: Vec<u64>) -> Option<u64> {
+    walls_ms.sort_unstable();
+    walls_ms.get(walls_ms.len().checked_sub(1)? / 2).copied()
 }
 
 fn micros(duration: Duration) -> i128 {
@@ -64,6 +77,14 @@ mod tests {
         assert_eq!(stamp(&mut log, &clock, 1, 5_000), 1_000_000);
         let mut log = LogClock::default();
         assert_eq!(stamp(&mut log, &clock, 1, 9_000_000), 9_000_000);
+    }
+
+    #[test]
+    fn one_wrong_clock_of_three_does_not_count() {
+        assert_eq!(median(vec![3_600_000, 1_000, 1_002]), Some(1_002));
+        assert_eq!(median(vec![1_001, 3_600_000]), Some(1_001));
+        assert_eq!(median(vec![5]), Some(5));
+        assert_eq!(median(vec![]), None);
     }
 
     #[test]

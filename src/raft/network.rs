@@ -4,6 +4,7 @@
 //! nothing. Invariants: a peer that cannot be reached grants nothing (openraft's default for
 //! pre-vote would); appends of one stream are answered in order, and its answers end when it does.
 
+use super::members::Change;
 use super::snapshots::Stored;
 use super::types::{Member, MemberId, Types, Vote};
 use crate::model::{Fault, codec};
@@ -12,10 +13,12 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use openraft::OptionalSend;
-use openraft::alias::SnapshotOf;
+use openraft::alias::{SnapshotOf, WatchReceiverOf};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::base::BoxFuture as RaftFuture;
 use openraft::base::BoxStream as RaftStream;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::metrics::RaftServerMetrics;
 use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
@@ -27,9 +30,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
+
+/// Before a stream of appends that could not be opened is opened again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Kept apart so that a bulk append or a snapshot never delays a heartbeat or a vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +109,44 @@ impl Transport for NoPeers {
     }
 }
 
-/// One request of the control lane.
+/// One request of `Transport::call`. Times are what is left of a deadline.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Call {
     Vote(VoteRequest<Types>),
     PreVote(VoteRequest<Types>),
     TransferLeader(TransferLeaderRequest<Types>),
+    /// To the leader: answered by `Vec<Answer>`.
+    Propose(Vec<Forwarded>),
+    /// To the leader: answered by `Result<u64, Failure>`, up to where to apply before reading.
+    ReadIndex {
+        remaining_ms: u64,
+    },
+    /// To the leader: a question of a layer above, answered by `Result<Bytes, Failure>`.
+    Ask {
+        question: Bytes,
+        remaining_ms: u64,
+    },
+    /// Answered by the wall clock in ms.
+    WallClock,
+    /// To the leader: answered by `Result<MemberId, Failure>`.
+    Change {
+        change: Change,
+        remaining_ms: u64,
+    },
+    /// To the leader: answered by `Option<Vec<MemberState>>`, none if it does not lead.
+    Members,
+    /// Answered by `About`.
+    About,
+    /// Whether there is such a member: answered by `Option<bool>`, none if the one asked does not lead.
+    IsMember(MemberId),
+}
+
+/// A proposal on its way to the leader.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Forwarded {
+    pub(crate) remaining_ms: u64,
+    /// `codec::encode` of the proposal.
+    pub(crate) encoded: Bytes,
 }
 
 /// What a snapshot stream begins with; the file's bytes follow, then one `SnapshotResponse` back.
@@ -120,19 +158,38 @@ pub(crate) struct SnapshotHead {
 
 pub(crate) type Meta = openraft::alias::SnapshotMetaOf<Types>;
 
-#[derive(Debug, Clone)]
+/// Where members are reached now. openraft keeps a client for as long as a member is one, and hands
+/// it no other address when the member's changes.
+#[derive(Clone, Default)]
+pub(crate) struct Directory(Arc<OnceLock<ServerMetrics>>);
+
+type ServerMetrics = WatchReceiverOf<Types, RaftServerMetrics<Types>>;
+
+impl Directory {
+    /// Told once Raft is there.
+    pub(crate) fn open(&self, metrics: ServerMetrics) {
+        self.0.get_or_init(|| metrics);
+    }
+
+    fn find(&self, id: MemberId) -> Option<Member> {
+        self.0.get()?.borrow_watched().membership_config.membership().get_node(&id).cloned()
+    }
+}
+
+#[derive(Clone)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
+    directory: Directory,
 }
 
 impl Network {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+    pub(crate) fn new(transport: Arc<dyn Transport>, directory: Directory) -> Self {
+        Self { transport, directory }
     }
 
     fn client(&self, id: MemberId, member: &Member, append_lane: Lane) -> Client {
-        let peer = Peer { id, member: member.clone() };
-        Client { transport: self.transport.clone(), peer, append_lane }
+        let (transport, directory) = (self.transport.clone(), self.directory.clone());
+        Client { transport, directory, id, member: member.clone(), append_lane }
     }
 }
 
@@ -152,17 +209,23 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
-#[derive(Debug)]
 pub(crate) struct Client {
     transport: Arc<dyn Transport>,
-    peer: Peer,
+    directory: Directory,
+    id: MemberId,
+    /// As it was when the client was made.
+    member: Member,
     append_lane: Lane,
 }
 
 impl Client {
+    fn peer(&self) -> Peer {
+        Peer { id: self.id, member: self.directory.find(self.id).unwrap_or_else(|| self.member.clone()) }
+    }
+
     async fn call<T: DeserializeOwned>(&self, call: &Call, option: &RPCOption) -> Result<T, RPCError<Types>> {
         let request = codec::encode(call).map_err(broken)?;
-        let answer = self.transport.call(self.peer.clone(), Lane::Control, request.into(), option.soft_ttl());
+        let answer = self.transport.call(self.peer(), Lane::Control, request.into(), option.soft_ttl());
         codec::decode("peer's answer", &answer.await.map_err(failed)?).map_err(broken)
     }
 }
@@ -225,9 +288,20 @@ impl NetStreamAppend<Types> for Client {
         let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
-        let answers = self.transport.stream(self.peer.clone(), self.append_lane, requests, option.soft_ttl());
+        let answers = self.transport.stream(self.peer(), self.append_lane, requests, option.soft_ttl());
+        let lane = self.append_lane;
         Box::pin(async move {
-            let answers = answers.await.map_err(failed)?;
+            let answers = match answers.await {
+                Ok(answers) => answers,
+                Err(error) => {
+                    // openraft pauses before a request it hands out; here none was taken, so it would
+                    // open the next stream at once.
+                    if lane == Lane::Append {
+                        tokio::time::sleep(REOPEN_PAUSE).await;
+                    }
+                    return Err(failed(error));
+                }
+            };
             let answers = answers.map(|answer| {
                 codec::decode::<StreamAppendResult<Types>>("peer's answer", &answer.map_err(failed)?).map_err(broken)
             });
@@ -253,7 +327,7 @@ impl NetSnapshot<Types> for Client {
         let exchange = async {
             let mut answers = self
                 .transport
-                .stream(self.peer.clone(), Lane::Snapshot, requests, option.soft_ttl())
+                .stream(self.peer(), Lane::Snapshot, requests, option.soft_ttl())
                 .await
                 .map_err(failed)?;
             match answers.next().await {

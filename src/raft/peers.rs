@@ -14,8 +14,9 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse};
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendError};
 use serde::Serialize;
+use std::time::Duration;
 
 impl Consensus {
     /// Answers one request of a peer's `Transport::call`.
@@ -29,6 +30,21 @@ impl Consensus {
             Call::TransferLeader(transfer) => {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
             }
+            Call::Propose(batch) => encode(&match self.ensure_able() {
+                Ok(()) => self.batcher().propose_forwarded(batch).await,
+                Err(failure) => vec![Err(failure); batch.len()],
+            }),
+            Call::ReadIndex { remaining_ms } => encode(&self.read_index(Duration::from_millis(remaining_ms)).await),
+            Call::Ask { question, remaining_ms } => {
+                encode(&self.answer_question(question, Duration::from_millis(remaining_ms)).await)
+            }
+            Call::Change { change, remaining_ms } => {
+                encode(&self.change_here(change, Duration::from_millis(remaining_ms)).await)
+            }
+            Call::IsMember(id) => encode(&self.has_member(id)),
+            Call::About => encode(&self.about()),
+            Call::Members => encode(&self.member_states_here()),
+            Call::WallClock => encode(&self.clock().wall_ms()),
         }
     }
 
@@ -56,7 +72,16 @@ impl Consensus {
             .map(|request| codec::decode::<AppendEntriesRequest<Types>>("peer's append", &request))
             .take_while(|request| std::future::ready(request.is_ok()))
             .filter_map(|request| std::future::ready(request.ok()));
-        self.raft().stream_append(requests).map(|answer| encode(&answer.map_err(ended)?)).boxed()
+        let consensus = self.clone();
+        let answers = self.raft().stream_append(requests).map(move |answer| {
+            let answer = answer.map_err(ended)?;
+            // A conflict is an answer to the leader too; only a sender of an older term is none.
+            if !matches!(answer, Err(StreamAppendError::HigherVote(_))) {
+                consensus.note_leader_heard();
+            }
+            encode(&answer)
+        });
+        answers.boxed()
     }
 
     async fn receive_snapshot(&self, mut requests: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
@@ -72,6 +97,7 @@ impl Consensus {
         }
         let staged = self.snapshots().receive(&last, requests).await.map_err(broken)?;
         let snapshot = Snapshot { meta, snapshot: Stored::Received(staged) };
+        self.note_leader_heard();
         let response: SnapshotResponse<Types> =
             self.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
         encode(&response)

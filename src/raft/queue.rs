@@ -8,25 +8,31 @@
 
 use super::answer::Ticket;
 use crate::model::{Why, limits};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
 #[derive(Debug)]
 pub(crate) struct Queued {
     /// `codec::encode` of the proposal.
-    pub(crate) encoded: Vec<u8>,
+    pub(crate) encoded: Bytes,
     /// On the monotonic clock.
     pub(crate) deadline: Duration,
     pub(crate) ticket: Ticket,
+    /// It came from another member, so it is proposed here or not at all.
+    pub(crate) forwarded: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     ready: Notify,
+    /// The last batch was refused, for want of a leader.
+    refused: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +103,16 @@ impl Queue {
         }
     }
 
+    /// Notes whether the last batch found a leader.
+    pub(crate) fn note_refused(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// What a deadline that passes in the queue is to be blamed on.
+    pub(crate) fn blame(&self) -> Why {
+        if self.refused.load(Ordering::Relaxed) { Why::NoLeader } else { Why::Timeout }
+    }
+
     /// Refuses all that comes and drops all that waits.
     pub(crate) fn close(&self) {
         let waiting = {
@@ -137,7 +153,9 @@ mod tests {
 
     fn push(queue: &Queue, bytes: usize) -> Waiting {
         let (ticket, waiting) = slot();
-        queue.push(Queued { encoded: vec![0; bytes], deadline: Duration::MAX, ticket }).unwrap();
+        queue
+            .push(Queued { encoded: vec![0; bytes].into(), deadline: Duration::MAX, ticket, forwarded: false })
+            .unwrap();
         waiting
     }
 
@@ -194,10 +212,12 @@ mod tests {
     fn it_refuses_above_its_bound_and_after_its_end() {
         let queue = Arc::new(Queue::default());
         let waiting: Vec<_> = (0..limits::PROPOSAL_QUEUE_MAX).map(|_| push(&queue, 1)).collect();
-        let full = queue.push(Queued { encoded: vec![], deadline: Duration::MAX, ticket: slot().0 });
+        let full =
+            queue.push(Queued { encoded: Bytes::new(), deadline: Duration::MAX, ticket: slot().0, forwarded: false });
         assert_eq!(full, Err(Why::Overloaded));
         queue.close();
-        let closed = queue.push(Queued { encoded: vec![], deadline: Duration::MAX, ticket: slot().0 });
+        let closed =
+            queue.push(Queued { encoded: Bytes::new(), deadline: Duration::MAX, ticket: slot().0, forwarded: false });
         assert_eq!(closed, Err(Why::ShuttingDown));
         for waiting in waiting {
             let answer = waiting.now_or_never().unwrap();

@@ -9,7 +9,7 @@ use super::lessor::{Renewal, Told};
 use super::{Answer, Context, Header, ReadOptions, Service};
 use crate::machine::{LeaseInfo, View};
 use crate::model::{
-    Command, Failure, Idempotency, KeyRange, LeaseId, LeaseLabel, RangeOp, Rejection, Reply, Why, limits,
+    Command, Failure, Idempotency, KeyRange, LeaseId, LeaseLabel, Outcome, RangeOp, Rejection, Reply, Why, limits,
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -112,6 +112,20 @@ impl Service {
     /// # Errors
     /// `LeaseNotFound`: it has ended, and with it its keys.
     pub async fn lease_keep_alive(&self, context: &Context, id: LeaseId) -> Result<Answer<u64>, Failure> {
+        if self.inner.parts.consensus.leading().borrow().is_none() {
+            return self.keep_alive_elsewhere(context, id).await;
+        }
+        match self.keep_alive_here(context, id).await {
+            // It has lost the lead meanwhile.
+            Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::NotProposed }) => {
+                self.keep_alive_elsewhere(context, id).await
+            }
+            settled => settled,
+        }
+    }
+
+    /// As the leader.
+    pub(super) async fn keep_alive_here(&self, context: &Context, id: LeaseId) -> Result<Answer<u64>, Failure> {
         let clock = &self.inner.parts.clock;
         let until = clock.monotonic().saturating_add(context.timeout);
         let mut settled = self.inner.parts.lessor.settled();
@@ -154,7 +168,7 @@ impl Service {
     }
 
     async fn renew(&self, context: &Context, id: LeaseId) -> Result<Kept, Failure> {
-        self.barrier(context).await?;
+        self.inner.parts.consensus.leader_barrier(context.timeout).await?;
         let view = self.newest();
         let Some(lease) = view.lease(id) else { return Err(Rejection::LeaseNotFound(id).into()) };
         view.allows(&context.caller, &Command::LeaseRenew { id })?;
@@ -189,7 +203,8 @@ impl Service {
     ) -> Result<Answer<LeaseState>, Failure> {
         let (header, view) = self.view(context, read).await?;
         let Some(lease) = view.lease(id) else { return Err(Rejection::LeaseNotFound(id).into()) };
-        let mut body = self.lease_state(lease)?;
+        let mut body = Self::lease_state(lease);
+        self.fill_left(context, [(id, &mut body.remaining_ms)]).await?;
         if keys {
             let limit = usize::try_from(limits::LIST_PAGE_MAX).unwrap_or(usize::MAX);
             body.keys = Some(view.lease_keys(&context.caller, id, limit));
@@ -213,26 +228,51 @@ impl Service {
                 break;
             }
             if list.shows(&lease) {
-                page.items.push(self.lease_state(lease)?);
+                page.items.push(Self::lease_state(lease));
             }
         }
+        self.fill_left(context, page.items.iter_mut().map(|item| (item.id, &mut item.remaining_ms))).await?;
         Ok(self.answer(header, page, false))
     }
 
-    fn lease_state(&self, lease: LeaseInfo) -> Result<LeaseState, Failure> {
+    /// With all of its TTL left, until the time is filled in.
+    fn lease_state(lease: LeaseInfo) -> LeaseState {
         let LeaseInfo { id, ttl_ms, implicit, label, .. } = lease;
-        let remaining_ms = self.left_ms(id, ttl_ms)?;
         let label = label.as_deref().cloned().unwrap_or_default();
-        Ok(LeaseState { id, ttl_ms, remaining_ms, implicit, label, keys: None })
+        LeaseState { id, ttl_ms, remaining_ms: ttl_ms, implicit, label, keys: None }
     }
 
-    /// What is left of a lease with this TTL: right after a change of leaders all of it.
-    fn left_ms(&self, id: LeaseId, ttl_ms: u64) -> Result<u64, Failure> {
+    /// Replaces the TTLs of leases by what is left of them; elsewhere than on the leader it is asked.
+    async fn fill_left(
+        &self,
+        context: &Context,
+        leases: impl IntoIterator<Item = (LeaseId, &mut u64)>,
+    ) -> Result<(), Failure> {
+        let mut unknown = Vec::new();
+        for (id, left) in leases {
+            match self.left_ms(id, *left) {
+                Some(known) => *left = known,
+                None => unknown.push((id, left)),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let told = self.left_elsewhere(context, unknown.iter().map(|(id, _)| *id).collect()).await?;
+        for ((_, left), told) in unknown.into_iter().zip(told) {
+            *left = told.unwrap_or(0).min(*left);
+        }
+        Ok(())
+    }
+
+    /// What is left of a lease with this TTL: right after a change of leaders all of it. `None` if
+    /// another member counts it.
+    fn left_ms(&self, id: LeaseId, ttl_ms: u64) -> Option<u64> {
         match self.inner.parts.lessor.left_ms(id) {
-            Told::Known(left_ms) => Ok(left_ms.unwrap_or(0).min(ttl_ms)),
-            Told::NotYet => Ok(ttl_ms),
-            Told::Asleep if self.leads() => Ok(ttl_ms),
-            Told::Asleep => Err(elsewhere()),
+            Told::Known(left_ms) => Some(left_ms.unwrap_or(0).min(ttl_ms)),
+            Told::NotYet => Some(ttl_ms),
+            Told::Asleep if self.leads() => Some(ttl_ms),
+            Told::Asleep => None,
         }
     }
 
@@ -250,7 +290,7 @@ impl Service {
     #[must_use]
     pub fn lease_left_ms(&self, id: LeaseId) -> Option<u64> {
         let ttl_ms = self.lease_ttl_ms(id)?;
-        self.left_ms(id, ttl_ms).ok()
+        self.left_ms(id, ttl_ms)
     }
 
     pub async fn ttl(&self, context: &Context, read: ReadOptions, key: Bytes) -> Result<Answer<KeyTtl>, Failure> {
@@ -258,16 +298,17 @@ impl Service {
         let range = RangeOp { keys_only: true, ..RangeOp::newest(KeyRange::key(key.clone())) };
         let found = view.range(&context.caller, &range)?;
         let Some(kv) = found.kvs.first() else { return Err(Rejection::KeyNotFound { key }.into()) };
-        let body = self.key_ttl(&view, kv.lease)?;
+        let mut body = Self::key_ttl(&view, kv.lease);
+        if body.ttl_ms > 0 {
+            self.fill_left(context, [(body.lease, &mut body.remaining_ms)]).await?;
+        }
         Ok(self.answer(header, body, false))
     }
 
-    fn key_ttl(&self, view: &View, lease: LeaseId) -> Result<KeyTtl, Failure> {
+    fn key_ttl(view: &View, lease: LeaseId) -> KeyTtl {
         match view.lease(lease) {
-            Some(LeaseInfo { id, ttl_ms, .. }) => {
-                Ok(KeyTtl { lease: id, ttl_ms, remaining_ms: self.left_ms(id, ttl_ms)? })
-            }
-            None => Ok(KeyTtl::default()),
+            Some(LeaseInfo { id, ttl_ms, .. }) => KeyTtl { lease: id, ttl_ms, remaining_ms: ttl_ms },
+            None => KeyTtl::default(),
         }
     }
 
@@ -320,7 +361,7 @@ enum Kept {
     Again,
 }
 
-/// Only the leader counts time. Forwarding to it belongs here, and in `LeaseState`'s remaining time.
+/// Only the leader counts time.
 fn elsewhere() -> Failure {
     Failure::not_proposed(Why::NoLeader)
 }

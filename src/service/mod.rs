@@ -7,8 +7,10 @@
 
 mod admission;
 pub mod claims;
+mod cluster;
 pub mod compactor;
-pub mod leases;
+pub mod leader;
+mod leases;
 pub mod lessor;
 mod ratelimits;
 mod reads;
@@ -85,6 +87,16 @@ struct Inner {
     disk_bytes: AtomicU64,
 }
 
+/// A handle that does not keep the service.
+#[derive(Debug)]
+struct Weak(std::sync::Weak<Inner>);
+
+impl Weak {
+    fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(|inner| Service { inner })
+    }
+}
+
 impl Service {
     #[must_use]
     pub fn new(parts: Parts, options: Options) -> Self {
@@ -98,7 +110,14 @@ impl Service {
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
         };
-        Self { inner: Arc::new(inner) }
+        let service = Self { inner: Arc::new(inner) };
+        service.answer_as_leader();
+        service
+    }
+
+    /// Does not keep the service: for what is registered below it.
+    fn downgrade(&self) -> Weak {
+        Weak(Arc::downgrade(&self.inner))
     }
 
     /// Waits for nothing: refuses with `Overloaded` when the bytes in flight would pass the budget.
@@ -278,6 +297,7 @@ impl Service {
     pub fn note_disk(&self, low: bool, used_bytes: u64) {
         let was = self.inner.disk_low.swap(low, Ordering::Relaxed);
         self.inner.disk_bytes.store(used_bytes, Ordering::Relaxed);
+        self.inner.parts.consensus.note_db_bytes(used_bytes);
         if low && !was {
             tracing::warn!("the disk is nearly full: writes that grow the store are refused until there is room");
         } else if was && !low {

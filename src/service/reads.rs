@@ -113,13 +113,17 @@ impl Service {
     /// How old this member's state may be; beyond the bound the leader has to confirm it.
     async fn stale(&self, context: &Context, bound: Option<Duration>) -> Result<Option<u64>, Failure> {
         let state = self.inner.parts.consensus.state();
-        let age = if state.is_leader { state.millis_since_quorum_ack } else { None };
+        if !state.recovered {
+            // What was read here before a restart may not be applied yet.
+            return Err(Failure::not_proposed(Why::NotReady));
+        }
+        let age = state.millis_since_leader_heard;
         match bound {
             Some(bound) if age.is_none_or(|age| age > millis(bound)) => match self.barrier(context).await {
                 Ok(()) => Ok(Some(0)),
                 Err(_) => Err(Failure::not_proposed(Why::TooStale)),
             },
-            _ => Ok(age.or(Some(0))),
+            _ => Ok(age),
         }
     }
 

@@ -191,3 +191,65 @@ pub struct Status {
     pub uptime_ms: u64,
     pub alarms: Vec<&'static str>,
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberRole {
+    Voter,
+    Learner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberStanding {
+    Leader,
+    Follower,
+    /// It answers, but nobody leads.
+    Candidate,
+    Unreachable,
+}
+
+/// A member as the cluster sees it; what nobody could say is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterMember {
+    pub id: u64,
+    pub name: String,
+    pub role: MemberRole,
+    pub standing: MemberStanding,
+    pub peer_url: String,
+    pub client_url: String,
+    pub version: Option<String>,
+    pub applied_index: Option<u64>,
+    pub match_index: Option<u64>,
+    pub lag_entries: Option<u64>,
+    pub last_contact_ms: Option<u64>,
+    pub db_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterReply {
+    pub id: u64,
+    pub members: Vec<ClusterMember>,
+    /// Voters that are needed for anything to be written.
+    pub quorum: u64,
+    /// How many more voters may fail before that is lost.
+    pub tolerates: u64,
+    /// A leader, and every member answers.
+    pub healthy: bool,
+}
+
+/// A member to be added; it joins as a learner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMember {
+    /// Drawn by who asks; never used before.
+    pub id: u64,
+    pub name: String,
+    pub peer_url: String,
+    pub client_url: String,
+}
+
+/// What is to be changed of a member; `None` stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberPatch {
+    pub name: Option<String>,
+    pub peer_url: Option<String>,
+    pub client_url: Option<String>,
+}

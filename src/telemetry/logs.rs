@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// Libraries that say more at info and debug than an operator wants.
 const QUIET_LIBRARIES: [(&str, LevelFilter); 6] = [
-    ("openraft", LevelFilter::WARN),
+    ("openraft", LevelFilter::ERROR),
     ("sled", LevelFilter::WARN),
     ("hyper", LevelFilter::INFO),
     ("h2", LevelFilter::INFO),

@@ -9,6 +9,7 @@
 )]
 
 mod cli;
+mod cluster;
 mod contract;
 mod follow;
 mod hostile;

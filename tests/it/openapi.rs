@@ -3,7 +3,7 @@
 //! outside, answers as described.
 
 use crate::contract::{Answer, CONTRACT, Contract, Operation};
-use crate::support::Node;
+use crate::support::{Data, Node};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -272,8 +272,17 @@ fn mutates(operation: &Operation) -> bool {
     ) || matches!(
         operation.id.as_str(),
         "ttlPut" | "ttlDelete" | "leaseGrant" | "leaseRevoke" | "leaseKeepalive" | "leaseHold"
-    ) || matches!(operation.id.as_str(), "rateTake" | "rateReset")
-        || coordination::changes_claims(operation)
+    ) || matches!(
+        operation.id.as_str(),
+        "rateTake"
+            | "rateReset"
+            | "memberAdd"
+            | "memberPatch"
+            | "memberRemove"
+            | "memberPromote"
+            | "memberReplace"
+            | "leaderMove"
+    ) || coordination::changes_claims(operation)
 }
 
 /// A path of the operation that is good, and query parameters without which it is refused.
@@ -308,6 +317,7 @@ async fn every_answer_is_as_documented() {
     coordination::semaphores(&mut run).await;
     coordination::elections(&mut run).await;
     coordination::fences(&mut run).await;
+    cluster(&mut run).await;
     maintenance(&mut run).await;
     operations(&mut run).await;
     refusals_that_all_share(&mut run).await;
@@ -455,6 +465,50 @@ async fn transactions(run: &mut Run) {
     run.drive("txn", "/v1/txn", JSON, &many, 400).await;
     run.drive("txn", "/v1/txn", JSON, r#"{"than":[]}"#, 400).await;
     run.drive("txn", "/v1/txn", JSON, r#"{"then":[{"put":{"key":""#, 400).await;
+}
+
+/// A member joins, votes, leads, is replaced, and leaves: what is left is the one there was.
+async fn cluster(run: &mut Run) {
+    let members = "/v1/cluster/members";
+    let seen = run.drive("clusterGet", "/v1/cluster", NO_HEADERS, "", 200).await.json();
+    let seed = seen["members"][0]["peer_url"].as_str().expect("a URL").to_owned();
+    run.drive("memberList", members, NO_HEADERS, "", 200).await;
+    run.drive("memberGet", "/v1/cluster/members/n1", NO_HEADERS, "", 200).await;
+    run.drive("memberGet", "/v1/cluster/members/n9", NO_HEADERS, "", 404).await;
+    let join: &[&str] = &["--name", "n2", "--join", &seed];
+    let mut second = Node::start_with(&Data::fresh(), join).await;
+    run.drive("memberPromote", "/v1/cluster/members/n2/promote", JSON, r#"{"wait":"30s"}"#, 200).await;
+    run.drive("leaderMove", "/v1/cluster/leader?to=n2", NO_HEADERS, "", 200).await;
+    run.drive("leaderMove", "/v1/cluster/leader", JSON, "{}", 200).await;
+    let announced = r#"{"name":"n3","peer_url":"http://127.0.0.1:9"}"#;
+    let added = run.drive("memberAdd", members, JSON, announced, 201).await.json();
+    assert!(added["join"].as_str().is_some_and(|join| join.contains(&seed)), "{added}");
+    run.drive("memberAdd", members, JSON, announced, 409).await;
+    run.drive("memberAdd", members, JSON, r#"{"name":"n4","peer_url":"127.0.0.1:9"}"#, 400).await;
+    let third = Node::start_with(&Data::fresh(), &["--name", "n3", "--join", &seed]).await;
+    let joined = run.drive("memberGet", "/v1/cluster/members/n3", NO_HEADERS, "", 200).await.json();
+    assert_eq!(joined["id"], added["id"], "it joined as another than the announced one");
+    let at = joined["peer_url"].as_str().expect("a URL");
+    run.drive("leaderMove", "/v1/cluster/leader?to=n3", NO_HEADERS, "", 409).await;
+    run.drive("leaderMove", "/v1/cluster/leader?to=n9", NO_HEADERS, "", 404).await;
+    let replacement = format!(r#"{{"name":"n3","peer_url":"{at}","wait":"30s"}}"#);
+    run.drive("memberReplace", "/v1/cluster/members/n2/replace", JSON, &replacement, 200).await;
+    run.drive("memberReplace", "/v1/cluster/members/n2/replace", JSON, &replacement, 404).await;
+    second.kill();
+    run.drive("memberRemove", "/v1/cluster/members/n3", NO_HEADERS, "", 200).await;
+    drop(third);
+    run.drive("memberRemove", "/v1/cluster/members/n3", NO_HEADERS, "", 404).await;
+    run.drive("memberRemove", "/v1/cluster/members/n1", NO_HEADERS, "", 409).await;
+    run.drive("memberAdd", &format!("{members}?name=n5&peer_url=http://127.0.0.1:9"), NO_HEADERS, "", 201).await;
+    run.drive("memberPromote", "/v1/cluster/members/n5/promote?wait=10ms", NO_HEADERS, "", 409).await;
+    run.drive("memberPromote", "/v1/cluster/members/n9/promote", NO_HEADERS, "", 404).await;
+    let behind = r#"{"name":"n5","peer_url":"http://127.0.0.1:9","wait":"10ms"}"#;
+    run.drive("memberReplace", "/v1/cluster/members/n1/replace", JSON, behind, 409).await;
+    run.drive("memberPatch", "/v1/cluster/members/n5?client_url=http://127.0.0.1:8", NO_HEADERS, "", 200).await;
+    run.drive("memberPatch", "/v1/cluster/members/n5", JSON, r#"{"name":"n1"}"#, 409).await;
+    run.drive("memberPatch", "/v1/cluster/members/n9?name=n8", NO_HEADERS, "", 404).await;
+    run.drive("memberPatch", "/v1/cluster/members/n5", NO_HEADERS, "", 400).await;
+    run.drive("memberRemove", "/v1/cluster/members/n5", NO_HEADERS, "", 200).await;
 }
 
 async fn maintenance(run: &mut Run) {

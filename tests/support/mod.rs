@@ -1,5 +1,7 @@
 //! Starts the real binary on a free port and ends it again: the only harness of the tests in `it`.
 
+pub(crate) mod members;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -51,7 +53,7 @@ impl Node {
 
     fn launch(data: &Data, arguments: &[String]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tenure"))
-            .args(["serve", "--listen-client", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--listen-client", "127.0.0.1:0", "--listen-peer", "127.0.0.1:0", "--data-dir"])
             .arg(data.0.path().join("data"))
             .args(arguments)
             .stdin(Stdio::null())

@@ -2,6 +2,7 @@
 //! `query`, `keys`, `fields` and `conditions` read requests; `dto` writes answers.
 
 pub(crate) mod claims;
+pub(crate) mod cluster;
 pub(crate) mod conditions;
 pub(crate) mod counters;
 pub(crate) mod cursor;

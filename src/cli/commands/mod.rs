@@ -7,6 +7,7 @@ pub(super) mod config;
 pub(super) mod edit;
 pub(super) mod history;
 pub(super) mod lease;
+pub(super) mod member;
 mod pages;
 mod prompt;
 pub(super) mod ratelimit;

@@ -19,6 +19,7 @@ use super::root::FEATURE_LEVEL_MAX;
 use super::validate::validate;
 use super::writer::Machine;
 use crate::model::{Command, Fault, LeaseId, Proposal, Rejection, Reply, Revision, RevisionEvents};
+use serde::{Deserialize, Serialize};
 use work::Work;
 
 /// What became of a batch.
@@ -47,7 +48,7 @@ pub enum LeaseChange {
     },
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub result: Result<Reply, Rejection>,
     /// The outcome of an earlier request with the same idempotency key.

@@ -11,6 +11,9 @@ use crate::storage::record::{Record, RecordKind};
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// A shared buffer has a header of its own, 32 bytes with the allocator's rounding.
+const OWN_BYTES_MAX: usize = 1024;
+
 pub(super) struct Write<'a> {
     pub(super) key: &'a Bytes,
     /// What the index has of this key.
@@ -79,8 +82,9 @@ impl Work<'_> {
             former.bytes = bytes;
         }
         let history = old.map_or(History::None, |old| old.history.pushed(old.head.place()));
-        let slot = if head.is_live() { Slot::full(record.value.clone()) } else { Slot::default() };
-        self.replace(KeyRecord { key: record.key.clone(), head, history, slot }, record, former);
+        let slot = if head.is_live() { Slot::full(own(&record.value)) } else { Slot::default() };
+        let key = old.map_or_else(|| own(&record.key), |old| old.key.clone());
+        self.replace(KeyRecord { key, head, history, slot }, record, former);
     }
 
     pub(super) fn delete_range(
@@ -182,4 +186,9 @@ impl Work<'_> {
 fn head_bytes(key: &KeyRecord) -> u64 {
     let value = usize::try_from(key.head.value_size).unwrap_or(usize::MAX);
     logical_bytes(key.key.len(), value, key.head.content_type.as_deref())
+}
+
+/// Bytes of its own where a copy is cheaper than what sharing them would cost for as long as they live.
+fn own(value: &Bytes) -> Bytes {
+    if value.len() <= OWN_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const NAME_BYTES_MAX: usize = 256;
+const PEER_PORT: u16 = 2380;
 
 /// `500ms`, `30s`, `5m`, `24h`, or a bare number of seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -57,6 +58,46 @@ pub(super) fn url(text: &str) -> Result<String, String> {
         return Err("expected a URL such as http://10.0.0.1:2379, without path or user".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// A peer's URL: as `url`, with a port.
+pub(super) fn peer_url(text: &str) -> Result<String, String> {
+    let parsed = url(text)?;
+    let port = parsed.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(port)) if port > 0 => Ok(parsed),
+        _ => Err("expected a URL with a port such as http://10.0.0.1:2380".to_owned()),
+    }
+}
+
+/// Peer URLs, or hosts whose peer port is the usual one.
+pub(super) fn peer_urls(text: &str) -> Result<Vec<String>, String> {
+    let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
+    let whole = |host: &str| {
+        let host = if host.contains("://") { host.to_owned() } else { format!("http://{host}") };
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        peer_url(&if has_port { host } else { format!("{host}:{PEER_PORT}") })
+    };
+    hosts.map(whole).collect()
+}
+
+/// `n1=http://10.0.0.1:2380,n2=…`, each name and each URL once.
+pub(super) fn initial_cluster(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut members: Vec<(String, String)> = Vec::new();
+    for member in text.split(',').map(str::trim).filter(|member| !member.is_empty()) {
+        let expected = || format!("{member:?} is not NAME=URL such as n1=http://10.0.0.1:2380");
+        let (member_name, member_url) = member.split_once('=').ok_or_else(expected)?;
+        let found = (name(member_name)?, peer_url(member_url)?);
+        if members.iter().any(|(name, url)| *name == found.0 || *url == found.1) {
+            return Err(format!("{member:?} has a name or a URL that another one has too"));
+        }
+        members.push(found);
+    }
+    Ok(members)
+}
+
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a number such as 3".to_owned())
 }
 
 pub(super) fn name(text: &str) -> Result<String, String> {

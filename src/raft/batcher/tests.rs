@@ -6,23 +6,27 @@ use crate::machine::Outcome as Applied;
 use crate::model::LogPosition;
 use crate::model::{Batch, Caller, Command, Reply};
 use crate::raft::types::{Outcomes, log_id};
-use openraft::errors::ForwardReason;
+use openraft::errors::{ForwardReason, ForwardToLeader};
 use openraft::raft::ClientWriteResponse;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 const LONG: Duration = Duration::from_secs(60);
 
 type Write = (Batch, Callback<ClientWriteResult<Types>>);
+
+type Forward = (Vec<Forwarded>, oneshot::Sender<Result<Vec<Answer>, TransportError>>);
 
 /// A log that keeps what it is given until the test answers it.
 #[derive(Default)]
 struct Held {
     writes: Mutex<VecDeque<Write>>,
     came: Notify,
+    elsewhere: Mutex<Option<Route>>,
+    forwards: Mutex<VecDeque<Forward>>,
 }
 
 impl Log for Held {
@@ -33,6 +37,21 @@ impl Log for Held {
 
     fn term_and_time(&self) -> (u64, u64) {
         (1, 0)
+    }
+
+    async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
+        Some(own_ms)
+    }
+
+    fn route(&self) -> Route {
+        self.elsewhere.lock().clone().unwrap_or(Route::Here)
+    }
+
+    async fn forward(&self, _: Peer, batch: Vec<Forwarded>, _: Duration) -> Result<Vec<Answer>, TransportError> {
+        let (send, answer) = oneshot::channel();
+        self.forwards.lock().push_back((batch, send));
+        self.came.notify_one();
+        answer.await.unwrap()
     }
 }
 
@@ -45,6 +64,23 @@ impl Held {
             self.came.notified().await;
         }
     }
+
+    async fn next_forward(&self) -> Forward {
+        loop {
+            if let Some(forward) = self.forwards.lock().pop_front() {
+                return forward;
+            }
+            self.came.notified().await;
+        }
+    }
+
+    fn set_route(&self, route: Option<Route>) {
+        *self.elsewhere.lock() = route;
+    }
+}
+
+fn over_there() -> Route {
+    Route::To(Peer { id: 2, member: crate::raft::Member::default() })
 }
 
 struct Bench {
@@ -62,8 +98,8 @@ impl Bench {
         Self { log, clock, batcher, tasks }
     }
 
-    fn propose(&self, bytes: u64, timeout: Duration) -> tokio::sync::oneshot::Receiver<Answer> {
-        let (send, receive) = tokio::sync::oneshot::channel();
+    fn propose(&self, bytes: u64, timeout: Duration) -> oneshot::Receiver<Answer> {
+        let (send, receive) = oneshot::channel();
         let batcher = self.batcher.clone();
         self.tasks.spawn("proposer", async move {
             let answer = batcher.propose(&quota(bytes), timeout).await;
@@ -190,16 +226,85 @@ async fn a_refused_proposal_whose_deadline_passes_is_not_proposed() {
     let write = bench.log.next().await;
     bench.clock.advance(Duration::from_secs(2));
     refuse(write, None);
-    assert_eq!(unavailable(answer.await.unwrap()), (Why::Timeout, Outcome::NotProposed));
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::NoLeader, Outcome::NotProposed));
     assert!(bench.log.writes.lock().is_empty());
     assert!(bench.tasks.stop(LONG).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_leader_is_answered_at_once() {
+async fn a_batch_goes_to_another_leader_as_one_message() {
     let bench = Bench::new();
+    bench.log.set_route(Some(over_there()));
+    let first = bench.propose(1, LONG);
+    let (batch, answer) = bench.log.next_forward().await;
+    assert_eq!(batch[0].remaining_ms, 60_000);
+    answer.send(Ok(vec![Ok(Applied { result: Ok(Reply::Quota { bytes: 1 }), replayed: true })])).unwrap();
+    assert_eq!(quota_of(&first.await.unwrap()), 1);
+    let one = bench.propose(1, LONG);
+    let held = bench.log.next_forward().await;
+    let two = bench.propose(2, LONG);
+    let held_too = bench.log.next_forward().await;
+    let rest: Vec<_> = (3..6).map(|bytes| bench.propose(bytes, LONG)).collect();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    held.1.send(Err(TransportError::Failed("gone".into()))).unwrap();
+    held_too.1.send(Err(TransportError::Failed("gone".into()))).unwrap();
+    assert_eq!(unavailable(one.await.unwrap()), (Why::NoLeader, Outcome::Unknown), "it was sent");
+    assert_eq!(unavailable(two.await.unwrap()), (Why::NoLeader, Outcome::Unknown), "it was sent");
+    let (batch, _) = bench.log.next_forward().await;
+    assert_eq!(batch.len(), rest.len());
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_sent_or_not_taken_is_tried_again() {
+    let bench = Bench::new();
+    bench.log.set_route(Some(over_there()));
     let answer = bench.propose(1, LONG);
-    refuse(bench.log.next().await, Some(2));
+    let unreachable = Err(TransportError::Unreachable("nobody there".into()));
+    bench.log.next_forward().await.1.send(unreachable).unwrap();
+    for why in [Why::NoLeader, Why::ShuttingDown] {
+        let refused = Err(Failure::not_proposed(why));
+        bench.log.next_forward().await.1.send(Ok(vec![refused])).unwrap();
+    }
+    let (_, forward) = bench.log.next_forward().await;
+    bench.log.set_route(None);
+    forward.send(Ok(vec![Err(Failure::not_proposed(Why::NoLeader))])).unwrap();
+    accept(bench.log.next().await);
+    assert_eq!(quota_of(&answer.await.unwrap()), 1);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_proposal_goes_no_further() {
+    let bench = Bench::new();
+    let forwarded = || vec![Forwarded { remaining_ms: 1_000, encoded: codec::encode(&quota(1)).unwrap().into() }];
+    bench.log.set_route(Some(over_there()));
+    let answers = bench.batcher.propose_forwarded(forwarded()).await;
+    assert_eq!(unavailable(answers.into_iter().next().unwrap()), (Why::NoLeader, Outcome::NotProposed));
+    bench.log.set_route(Some(Route::Nowhere));
+    let answers = bench.batcher.propose_forwarded(forwarded()).await;
+    assert_eq!(unavailable(answers.into_iter().next().unwrap()), (Why::NoLeader, Outcome::NotProposed));
+    assert!(bench.log.forwards.lock().is_empty());
+    bench.log.set_route(None);
+    let batcher = bench.batcher.clone();
+    let (answers, ()) = tokio::join!(batcher.propose_forwarded(forwarded()), async {
+        accept(bench.log.next().await);
+    });
+    assert_eq!(quota_of(&answers[0]), 1);
+    let garbage = vec![Forwarded { remaining_ms: 1_000, encoded: Bytes::from_static(&[1, 255, 255]) }];
+    let answers = bench.batcher.propose_forwarded(garbage).await;
+    assert!(matches!(answers[0], Err(Failure::Fault(_))), "unreadable bytes must not reach the log: {answers:?}");
+    assert!(bench.log.writes.lock().is_empty());
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_without_a_leader_is_blamed_on_that() {
+    let bench = Bench::new();
+    bench.log.set_route(Some(Route::Nowhere));
+    let answer = bench.propose(1, Duration::from_millis(300));
     assert_eq!(unavailable(answer.await.unwrap()), (Why::NoLeader, Outcome::NotProposed));
     assert!(bench.tasks.stop(LONG).await);
 }
@@ -255,7 +360,7 @@ proptest! {
         let proposals: Vec<_> = quotas.into_iter().map(quota).collect();
         let queued: Vec<_> = proposals
             .iter()
-            .map(|proposal| Queued { encoded: codec::encode(proposal).unwrap(), deadline: Duration::ZERO, ticket: slot().0 })
+            .map(|proposal| Queued { encoded: codec::encode(proposal).unwrap().into(), deadline: Duration::ZERO, ticket: slot().0, forwarded: false })
             .collect();
         let batch = Batch { proposed_at_ms: at, wall_ms: wall, proposals };
         prop_assert_eq!(encode_batch(at, wall, &queued).unwrap(), codec::encode(&batch).unwrap());

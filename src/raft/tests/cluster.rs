@@ -138,7 +138,7 @@ impl Cluster {
             disks.insert(id, disk);
         }
         let first = &nodes[&1].consensus;
-        first.bootstrap(member(1)).await.unwrap();
+        first.bootstrap([(1, member(1))].into()).await.unwrap();
         assert!(first.wait_recovered(LONG).await);
         for id in 2..=3 {
             first.raft().add_learner(id, member(id), true).await.unwrap();
@@ -177,8 +177,13 @@ async fn writes_reach_every_member_and_survive_the_leader() {
     cluster.nodes[&1].consensus.read_barrier(LONG).await.unwrap();
     for id in 2..=3 {
         eventually("followers apply", || cluster.nodes[&id].get("k29").is_some()).await;
-        let refused = cluster.nodes[&id].put("k", "v").await;
-        assert!(matches!(refused, Err(Failure::Unavailable { why: Why::NoLeader, outcome: Known::NotProposed })));
+        let written = cluster.nodes[&id].put(&format!("through-{id}"), "v").await.unwrap();
+        assert!(written.result.is_ok());
+        cluster.nodes[&id].consensus.read_barrier(LONG).await.unwrap();
+        assert!(
+            cluster.nodes[&id].get(&format!("through-{id}")).is_some(),
+            "a follower's barrier waits for the leader's log"
+        );
     }
     cluster.net.cut.lock().insert(1);
     let leader = cluster.leader_among(&[2, 3]).await;

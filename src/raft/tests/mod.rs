@@ -96,7 +96,7 @@ impl Node {
     /// A new cluster of one, ready to serve.
     async fn bootstrap(disk: &SimDisk) -> Self {
         let node = Self::start(disk, options()).await.unwrap();
-        node.consensus.bootstrap(member(1)).await.unwrap();
+        node.consensus.bootstrap([(1, member(1))].into()).await.unwrap();
         assert!(node.consensus.wait_recovered(LONG).await);
         node
     }

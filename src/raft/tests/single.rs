@@ -65,10 +65,10 @@ async fn nothing_is_served_before_recovery() {
 async fn a_cluster_begins_once() {
     let disk = SimDisk::new();
     let node = Node::bootstrap(&disk).await;
-    assert!(node.consensus.bootstrap(member(1)).await.is_err());
+    assert!(node.consensus.bootstrap([(1, member(1))].into()).await.is_err());
     node.stop().await;
     let node = Node::restart(&disk).await;
-    assert!(node.consensus.bootstrap(member(1)).await.is_err());
+    assert!(node.consensus.bootstrap([(1, member(1))].into()).await.is_err());
     node.stop().await;
 }
 
@@ -149,7 +149,7 @@ async fn a_growing_log_brings_snapshots_by_itself() {
     let disk = SimDisk::new();
     let options = Options { snapshot_log_bytes: 20_000, ..options() };
     let node = Node::start(&disk, options).await.unwrap();
-    node.consensus.bootstrap(member(1)).await.unwrap();
+    node.consensus.bootstrap([(1, member(1))].into()).await.unwrap();
     assert!(node.consensus.wait_recovered(LONG).await);
     fill(&node, 0, 200).await;
     eventually("snapshots were taken and log purged", || node.consensus.state().purged.is_some()).await;

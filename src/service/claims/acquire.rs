@@ -58,7 +58,7 @@ impl Service {
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Acquired>, Failure> {
         let tries = wait.is_zero() && request.of.kind != ClaimKind::Semaphore;
-        let mut done = self.ask(context, request, (tries, idempotency)).await?;
+        let mut done = self.ask_claim(context, request, (tries, idempotency)).await?;
         let place = &mut done.place;
         if done.claimed {
             let (header, claim) = place.look()?;
@@ -102,7 +102,7 @@ impl Service {
         request: ClaimRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Acquired>, Failure> {
-        let mut done = self.ask(context, request, (false, idempotency)).await?;
+        let mut done = self.ask_claim(context, request, (false, idempotency)).await?;
         let (header, claim) = done.place.look()?;
         done.place.keep();
         let acquired = if claim.held { Acquired::Held(claim) } else { Acquired::Waiting(claim) };
@@ -116,7 +116,7 @@ impl Service {
         request: ClaimRequest,
         wait: Option<Duration>,
     ) -> Result<Answer<Result<Hold, Acquired>>, Failure> {
-        let mut done = self.ask(context, request, (false, None)).await?;
+        let mut done = self.ask_claim(context, request, (false, None)).await?;
         let (header, claim) = done.place.look()?;
         if !claim.held && wait.is_some_and(|wait| wait.is_zero()) {
             done.place.leave().await?;
@@ -130,7 +130,7 @@ impl Service {
     }
 
     /// Proposes the request's transaction; `tries` claims only what nobody else does.
-    async fn ask(
+    async fn ask_claim(
         &self,
         context: &Context,
         request: ClaimRequest,

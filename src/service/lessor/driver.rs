@@ -110,7 +110,7 @@ impl Driver {
 
     /// A view of which the lessor has noted everything.
     async fn noted_view(&self) -> Result<View, Failure> {
-        self.consensus.read_barrier(PATIENCE).await?;
+        self.consensus.leader_barrier(PATIENCE).await?;
         let view = self.consensus.reader().view();
         let index = view.applied().map_or(0, |at| at.index);
         let mut applied = self.consensus.applied();

@@ -103,7 +103,7 @@ impl Members {
 }
 
 fn context(timeout: Duration) -> Context {
-    Context { caller: Caller::Anonymous, timeout }
+    Context::new(Caller::Anonymous, timeout)
 }
 
 fn grant(id: i64, ttl: Duration) -> LeaseGrant {

@@ -1,0 +1,234 @@
+//! Both sides over real sockets, with an answerer that notes what reaches it.
+
+use super::*;
+use crate::env::{Clock, Entropy, SeededEntropy, SystemClock, TaskSet};
+use crate::net::{Limits, Listener, Security};
+use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(20);
+const N1: Identity = Identity { cluster_id: 0xc1, node_id: 1, incarnation: 0xa1 };
+const N2: Identity = Identity { cluster_id: 0xc1, node_id: 2, incarnation: 0xa2 };
+
+/// Answers with what it is asked; `hang` is never answered.
+#[derive(Debug, Default)]
+struct Echo {
+    asked: AtomicUsize,
+    ended: Arc<Notify>,
+}
+
+impl Answerer for Echo {
+    fn answer(&self, request: Bytes) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            match &request[..] {
+                b"hang" => std::future::pending().await,
+                b"fail" => Err(TransportError::Failed("no".into())),
+                _ => Ok(request),
+            }
+        })
+    }
+
+    fn answer_stream(
+        &self,
+        _: Lane,
+        requests: BoxStream<'static, Bytes>,
+    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        /// Tells when the requests are given up.
+        struct Told(Arc<Notify>);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                self.0.notify_one();
+            }
+        }
+        let told = Told(self.ended.clone());
+        requests
+            .map(move |request| {
+                let _kept = &told;
+                Ok(request)
+            })
+            .boxed()
+    }
+
+    fn incarnation(&self, id: MemberId) -> u128 {
+        if id == N1.node_id { N1.incarnation } else { 0 }
+    }
+}
+
+struct There {
+    url: String,
+    echo: Arc<Echo>,
+    door: Door,
+    closing: CancellationToken,
+    tasks: TaskSet,
+}
+
+impl There {
+    async fn start() -> Self {
+        let meeting: Meeting = Arc::new(|question: Bytes| {
+            Box::pin(async move { if question.is_empty() { Err("who?".to_owned()) } else { Ok(question) } })
+        });
+        let (door, closing, tasks) = (Door::new(meeting), CancellationToken::new(), TaskSet::new());
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let url = format!("http://{}", listener.address());
+        let limits = Limits {
+            connections_max: 16,
+            head_bytes_max: 16 << 10,
+            headers_max: 100,
+            head_timeout: LONG,
+            idle_timeout: LONG,
+            stall_timeout: LONG,
+        };
+        let for_requests = door.clone();
+        let handler = move |request| for_requests.clone().handle(request);
+        tasks.spawn("door", listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO));
+        Self { url, echo: Arc::new(Echo::default()), door, closing, tasks }
+    }
+
+    async fn opened() -> Self {
+        let there = Self::start().await;
+        there.door.open(N2, there.echo.clone());
+        there
+    }
+
+    /// The member there, as N1 knows it.
+    fn peer(&self) -> Peer {
+        let member =
+            Member { name: "n2".into(), peer_url: self.url.clone(), incarnation: N2.incarnation, ..Member::default() };
+        Peer { id: N2.node_id, member }
+    }
+
+    fn asked(&self) -> usize {
+        self.echo.asked.load(Ordering::SeqCst)
+    }
+
+    async fn stop(self) {
+        self.closing.cancel();
+        assert!(self.tasks.stop(LONG).await);
+    }
+}
+
+fn settings() -> Settings {
+    Settings { security: Security::Plain, election_max: Duration::from_millis(300) }
+}
+
+fn outside() -> (Arc<dyn Clock>, Arc<dyn Entropy>) {
+    (Arc::new(SystemClock::new()), Arc::new(SeededEntropy::new(1)))
+}
+
+fn transport(me: Identity) -> PeerTransport {
+    let (clock, entropy) = outside();
+    let transport = PeerTransport::new(settings(), clock, entropy);
+    transport.identify(me);
+    transport
+}
+
+async fn call(me: Identity, peer: Peer, what: &'static str) -> Result<Bytes, TransportError> {
+    transport(me).call(peer, Lane::Control, Bytes::from_static(what.as_bytes()), LONG).await
+}
+
+#[tokio::test]
+async fn calls_and_streams_carry_bytes_in_order() {
+    let there = There::opened().await;
+    let transport = transport(N1);
+    for lane in [Lane::Append, Lane::Control, Lane::Snapshot] {
+        let answer = transport.call(there.peer(), lane, Bytes::from_static(b"hello"), LONG).await.unwrap();
+        assert_eq!(answer, "hello");
+        let large = Bytes::from(vec![7; 3 << 20]);
+        let pieces = vec![Bytes::from_static(b"one"), large.clone(), Bytes::new(), Bytes::from_static(b"last")];
+        let answers = transport.stream(there.peer(), lane, stream::iter(pieces.clone()).boxed(), LONG).await.unwrap();
+        // They end by themselves, with the requests.
+        let answers: Vec<Bytes> = answers.map(Result::unwrap).collect().await;
+        assert!(answers == pieces);
+    }
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_not_who_it_is_taken_for_is_refused_and_reaches_nobody() {
+    let there = There::opened().await;
+    let as_known = there.peer();
+    let wiped = Peer { member: Member { incarnation: 9, ..as_known.member.clone() }, ..as_known.clone() };
+    let exchanged = Peer { id: 3, ..as_known.clone() };
+    for (me, peer, fact) in [
+        (Identity { cluster_id: 0xc2, ..N1 }, as_known.clone(), "cluster id differs"),
+        (Identity { incarnation: 5, ..N1 }, as_known.clone(), "incarnation differs: member 1"),
+        (N1, wiped, "incarnation differs: member 2"),
+        (N1, exchanged, "node id differs"),
+    ] {
+        match call(me, peer.clone(), "hello").await {
+            Err(TransportError::Unreachable(why)) => assert!(why.starts_with(fact), "{why}"),
+            other => panic!("{fact}: {other:?}"),
+        }
+        let requests = stream::once(std::future::ready(Bytes::from_static(b"append"))).boxed();
+        let opened = transport(me).stream(peer, Lane::Append, requests, LONG).await;
+        assert!(matches!(opened.err(), Some(TransportError::Unreachable(_))), "{fact}");
+    }
+    assert_eq!(there.asked(), 0);
+    assert!(call(N1, as_known, "hello").await.is_ok());
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn only_what_was_never_sent_is_called_unreachable() {
+    let there = There::opened().await;
+    let late = transport(N1).call(there.peer(), Lane::Control, Bytes::from_static(b"hang"), Duration::from_millis(200));
+    assert!(matches!(late.await, Err(TransportError::Failed(_))), "it was sent");
+    assert_eq!(there.asked(), 1);
+    assert!(matches!(call(N1, there.peer(), "fail").await, Err(TransportError::Failed(_))));
+    let peer = there.peer();
+    there.stop().await;
+    let transport = transport(N1);
+    for _ in 0..3 {
+        let gone = transport.call(peer.clone(), Lane::Control, Bytes::from_static(b"hello"), LONG).await;
+        assert!(matches!(gone, Err(TransportError::Unreachable(_))), "{gone:?}");
+    }
+    let nowhere = Peer { member: Member { peer_url: String::new(), ..peer.member }, ..peer };
+    assert!(matches!(call(N1, nowhere, "hello").await, Err(TransportError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_ready_is_tried_again() {
+    let there = There::start().await;
+    let transport = transport(N1);
+    let early = transport.call(there.peer(), Lane::Control, Bytes::from_static(b"hello"), LONG).await;
+    assert!(matches!(early, Err(TransportError::Unreachable(_))), "{early:?}");
+    there.door.open(N2, there.echo.clone());
+    assert!(transport.call(there.peer(), Lane::Control, Bytes::from_static(b"hello"), LONG).await.is_ok());
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn dropping_the_answers_ends_the_requests_at_both_ends() {
+    let there = There::opened().await;
+    let (send, requests) = mpsc::channel(4);
+    let requests = stream::unfold(requests, |mut requests| async move { Some((requests.recv().await?, requests)) });
+    let mut answers = transport(N1).stream(there.peer(), Lane::Append, requests.boxed(), LONG).await.unwrap();
+    send.send(Bytes::from_static(b"one")).await.unwrap();
+    assert_eq!(answers.next().await.unwrap().unwrap(), "one");
+    drop(answers);
+    tokio::time::timeout(LONG, there.echo.ended.notified()).await.expect("the other end gives the requests up");
+    tokio::time::timeout(LONG, send.closed()).await.expect("this end gives the requests up");
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn members_meet_before_they_have_a_cluster() {
+    let there = There::start().await;
+    let ask = async |question: &'static [u8]| {
+        let (clock, entropy) = outside();
+        meet(&there.url, Bytes::from_static(question), settings(), clock, entropy, LONG).await
+    };
+    assert_eq!(ask(b"hello").await.unwrap(), "hello");
+    assert_eq!(ask(b"").await.unwrap_err(), "who?");
+    there.stop().await;
+}

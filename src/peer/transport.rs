@@ -1,0 +1,270 @@
+//! `raft::Transport` over gRPC: a call is a unary request, a stream one of HTTP/2's, so that any
+//! number of them share a lane's connection, each with its own flow control, deadline and end.
+//!
+//! Invariants: at most one set of connections per peer; a refused handshake is logged once, not at
+//! every try; dropping the answers of a stream ends its requests too.
+
+use super::codec::Opaque;
+use super::door::{CALL, NOT_YET, lane_path};
+use super::hello::{Hello, Identity, Refusal};
+use super::link::{Care, channel, never_sent};
+use crate::env::{Clock, Entropy};
+use crate::model::limits;
+use crate::net::{Patience, Security};
+use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+/// A stream of appends or of a snapshot opens within this time, whatever its requests are given.
+const OPEN_MIN: Duration = Duration::from_secs(2);
+/// Connections of a peer that was not called for this long are let go when another is met.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// The time scale of this member's peers.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub security: Security,
+    pub election_max: Duration,
+}
+
+impl Settings {
+    pub(super) fn care(self) -> Care {
+        Care {
+            security: self.security,
+            patience: Patience {
+                connect: (self.election_max * 2).max(Duration::from_secs(1)),
+                unacknowledged: (self.election_max * 8).max(Duration::from_secs(4)),
+            },
+            ping_interval: self.election_max.max(Duration::from_millis(200)),
+            ping_timeout: (self.election_max * 4).max(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// The calling side of the peer protocol. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PeerTransport(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    me: OnceLock<Identity>,
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    peers: Mutex<BTreeMap<MemberId, Arc<Connections>>>,
+}
+
+#[derive(Debug)]
+struct Connections {
+    me: Identity,
+    peer: Peer,
+    hello: MetadataValue<Ascii>,
+    append: Channel,
+    control: Channel,
+    snapshot: Channel,
+    used: Mutex<Duration>,
+    /// What was last said of it in the log.
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// Why a peer is not talked to.
+#[derive(Debug, PartialEq, Eq)]
+enum Trouble {
+    Unreachable,
+    Refused(String),
+}
+
+impl PeerTransport {
+    #[must_use]
+    pub fn new(settings: Settings, clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
+        let peers = Mutex::new(BTreeMap::new());
+        Self(Arc::new(Inner { me: OnceLock::new(), settings, clock, entropy, peers }))
+    }
+
+    /// Says who this member is. Before that, nobody is reachable.
+    pub fn identify(&self, me: Identity) {
+        self.0.me.get_or_init(|| me);
+    }
+}
+
+impl Inner {
+    fn connections(&self, peer: &Peer) -> Result<Arc<Connections>, TransportError> {
+        let me = self.me.get().ok_or_else(|| TransportError::Unreachable("this member has no identity yet".into()))?;
+        let now = self.clock.monotonic();
+        let mut peers = self.peers.lock();
+        if let Some(known) = peers.get(&peer.id).filter(|known| known.peer.member == peer.member) {
+            *known.used.lock() = now;
+            return Ok(known.clone());
+        }
+        let open = || {
+            let made = channel(&peer.member.peer_url, self.settings.care(), self.clock.clone(), self.entropy.clone());
+            made.map_err(TransportError::Unreachable)
+        };
+        let connections = Arc::new(Connections {
+            me: *me,
+            peer: peer.clone(),
+            hello: Hello { from: *me, to: me.expected(peer) }.header(),
+            append: open()?,
+            control: open()?,
+            snapshot: open()?,
+            used: Mutex::new(now),
+            trouble: Mutex::new(None),
+        });
+        peers.retain(|_, known| now.saturating_sub(*known.used.lock()) < FORGET);
+        peers.insert(peer.id, connections.clone());
+        Ok(connections)
+    }
+}
+
+impl Connections {
+    fn grpc(&self, lane: Lane) -> Grpc<Channel> {
+        let channel = match lane {
+            Lane::Append => &self.append,
+            Lane::Control => &self.control,
+            Lane::Snapshot => &self.snapshot,
+        };
+        Grpc::new(channel.clone())
+            .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        Hello::write(&self.hello, request.metadata_mut());
+        request
+    }
+
+    /// The peer's own word on who it is.
+    fn check(&self, metadata: &MetadataMap) -> Result<(), TransportError> {
+        let answered = Hello::read(metadata).and_then(|hello| hello.check(self.me, self.peer.member.incarnation));
+        match answered {
+            Ok(()) => {
+                if self.trouble.lock().take().is_some() {
+                    let Member { name, peer_url, .. } = &self.peer.member;
+                    tracing::info!(peer = %name, url = %peer_url, "the peer is back");
+                }
+                Ok(())
+            }
+            Err(refusal) => Err(self.refused(refusal)),
+        }
+    }
+
+    fn refused(&self, Refusal(why): Refusal) -> TransportError {
+        self.note(Trouble::Refused(why.clone()), &why);
+        TransportError::Unreachable(why)
+    }
+
+    /// Says what is new, and not at every try.
+    fn note(&self, trouble: Trouble, why: &str) {
+        let mut last = self.trouble.lock();
+        if last.as_ref() == Some(&trouble) {
+            return;
+        }
+        let Member { name, peer_url, .. } = &self.peer.member;
+        match &trouble {
+            Trouble::Unreachable => tracing::info!(peer = %name, url = %peer_url, "the peer cannot be reached: {why}"),
+            Trouble::Refused(_) => {
+                tracing::warn!(peer = %name, url = %peer_url, "the peer and this member refuse each other: {why}")
+            }
+        }
+        *last = Some(trouble);
+    }
+
+    fn failed(&self, status: &Status) -> TransportError {
+        // The peer's door says so before it hands anything on.
+        if status.code() == Code::FailedPrecondition && status.message() == NOT_YET {
+            return TransportError::Unreachable(NOT_YET.to_owned());
+        }
+        if status.code() == Code::FailedPrecondition {
+            return self.refused(Refusal(status.message().to_owned()));
+        }
+        match never_sent(status) {
+            Some(why) => {
+                self.note(Trouble::Unreachable, &why);
+                TransportError::Unreachable(why)
+            }
+            None => TransportError::Failed(format!("{}: {}", self.peer.member.peer_url, status.message())),
+        }
+    }
+
+    fn late(&self, timeout: Duration) -> TransportError {
+        let url = &self.peer.member.peer_url;
+        TransportError::Failed(format!("{url}: no answer within {} ms", timeout.as_millis()))
+    }
+}
+
+impl Transport for PeerTransport {
+    fn call(
+        &self,
+        peer: Peer,
+        lane: Lane,
+        request: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let connections = self.0.connections(&peer);
+        Box::pin(async move {
+            let connections = connections?;
+            let mut grpc = connections.grpc(lane);
+            let exchange = async {
+                let not_ready = |error: tonic::transport::Error| TransportError::Unreachable(error.to_string());
+                grpc.ready().await.map_err(not_ready)?;
+                let path = PathAndQuery::from_static(CALL);
+                let answer = grpc.unary(connections.request(request), path, Opaque).await;
+                let answer = answer.map_err(|status| connections.failed(&status))?;
+                connections.check(answer.metadata())?;
+                Ok(answer.into_inner())
+            };
+            match tokio::time::timeout(timeout, exchange).await {
+                Ok(result) => result,
+                Err(_) => Err(connections.late(timeout)),
+            }
+        })
+    }
+
+    fn stream(
+        &self,
+        peer: Peer,
+        lane: Lane,
+        requests: BoxStream<'static, Bytes>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>> {
+        let connections = self.0.connections(&peer);
+        let timeout = if lane == Lane::Control { timeout } else { timeout.max(OPEN_MIN) };
+        // HTTP/2 would go on sending requests whose answers nobody takes.
+        let given_up = CancellationToken::new();
+        let requests = requests.take_until(given_up.clone().cancelled_owned()).boxed();
+        let given_up = given_up.drop_guard();
+        Box::pin(async move {
+            let connections = connections?;
+            let mut grpc = connections.grpc(lane);
+            let opening = async {
+                let not_ready = |error: tonic::transport::Error| TransportError::Unreachable(error.to_string());
+                grpc.ready().await.map_err(not_ready)?;
+                let path = PathAndQuery::from_static(lane_path(lane));
+                let answers = grpc.streaming(connections.request(requests), path, Opaque).await;
+                answers.map_err(|status| connections.failed(&status))
+            };
+            let opened = tokio::time::timeout(timeout, opening).await;
+            let answers = opened.unwrap_or_else(|_| Err(connections.late(timeout)))?;
+            connections.check(answers.metadata())?;
+            let answers = answers.into_inner();
+            let answers = answers.map(move |answer| {
+                let _until_dropped = &given_up;
+                answer.map_err(|status| connections.failed(&status))
+            });
+            Ok(answers.boxed())
+        })
+    }
+}

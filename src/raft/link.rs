@@ -1,0 +1,280 @@
+//! Raft and the machine behind it, as the batcher and the barrier see them: here or on the leader.
+
+use super::answer::Answer;
+use super::apply::Applier;
+use super::barrier::ReadIndex;
+use super::batcher::{self, Route};
+use super::consensus::Core;
+use super::log_clock::median;
+use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
+use super::responder::Callback;
+use super::stall::HandOver;
+use super::types::{LogBatch, MemberId, Types};
+use crate::env::Clock;
+use crate::model::{Failure, Outcome, Why, codec};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::RaftError;
+use openraft::metrics::RaftServerMetrics;
+use openraft::raft::ClientWriteResult;
+use openraft::{ReadPolicy, ServerState};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long the leader may take to confirm a read index for this member.
+const READ_INDEX: Duration = Duration::from_secs(2);
+/// How long a member may take to tell its wall clock; the first batch of a term waits for it.
+const WALL_CLOCK: Duration = Duration::from_millis(200);
+
+pub(super) struct Link {
+    pub(super) id: MemberId,
+    pub(super) raft: Core,
+    pub(super) applier: Arc<Applier>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) heard: Heard,
+}
+
+/// When a leader was last heard here.
+pub(super) struct Heard {
+    pub(super) clock: Arc<dyn Clock>,
+    /// On the monotonic clock, in ms and one more; 0 is never.
+    at_ms: AtomicU64,
+    /// A leader that is silent for this long is not counted on.
+    pub(super) patience: Duration,
+}
+
+impl Heard {
+    pub(super) fn new(clock: Arc<dyn Clock>, patience: Duration) -> Self {
+        Self { clock, at_ms: AtomicU64::new(0), patience }
+    }
+
+    pub(super) fn note(&self) {
+        self.at_ms.store(millis(self.clock.monotonic()).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How long ago; `None` if never.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let at = self.at_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.clock.monotonic().saturating_sub(Duration::from_millis(at)))
+    }
+
+    fn is_recent(&self) -> bool {
+        self.age().is_some_and(|age| age <= self.patience)
+    }
+}
+
+fn sole_voter(server: &RaftServerMetrics<Types>, id: MemberId) -> bool {
+    let mut voters = server.membership_config.voter_ids();
+    voters.next() == Some(id) && voters.next().is_none()
+}
+
+impl Link {
+    /// Nobody else can lead then, so there is no reason to wait for a time-out.
+    pub(super) async fn elect_if_alone(&self) {
+        let id = self.id;
+        let alone = self.raft.with_raft_state(move |state| {
+            let mut voters = state.membership_state.effective().voter_ids();
+            voters.next() == Some(id) && voters.next().is_none()
+        });
+        if alone.await.unwrap_or(false) {
+            drop(self.raft.trigger().elect(false).await);
+        }
+    }
+
+    /// Whether nobody else can lead or has led since this member recovered, so that every answered
+    /// write was applied here before its answer and a read needs no barrier.
+    ///
+    /// Raft publishes a membership it appends before it can learn that the entry reached anyone, and
+    /// another member can lead only once a joint membership, which this member's vote is part of, was
+    /// committed. So a stale "alone" cannot be seen here while another leads.
+    pub(super) fn leads_alone(&self) -> bool {
+        let server = self.raft.server_metrics();
+        let server = server.borrow_watched();
+        server.state == ServerState::Leader && sole_voter(&server, self.id)
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    pub(super) fn route(&self) -> Route {
+        let server = self.raft.server_metrics();
+        let server = server.borrow_watched();
+        if server.state == ServerState::Leader {
+            return Route::Here;
+        }
+        let Some(id) = server.current_leader.filter(|leader| *leader != self.id) else { return Route::Nowhere };
+        // One that hangs or is cut off would keep what it is sent, and its fate would be unknown.
+        if !self.heard.is_recent() {
+            return Route::Nowhere;
+        }
+        match server.membership_config.membership().get_node(&id) {
+            Some(member) => Route::To(Peer { id, member: member.clone() }),
+            None => Route::Nowhere,
+        }
+    }
+
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        peer: Peer,
+        lane: Lane,
+        question: &Call,
+        timeout: Duration,
+    ) -> Result<T, TransportError> {
+        let broken = |fault: crate::model::Fault| TransportError::Failed(fault.to_string());
+        let question = codec::encode(question).map_err(broken)?;
+        let answer = self.transport.call(peer, lane, question.into(), timeout).await?;
+        codec::decode("peer's answer", &answer).map_err(broken)
+    }
+
+    pub(super) async fn ask(&self, leader: Peer, question: Bytes, timeout: Duration) -> Result<Bytes, Failure> {
+        let question = Call::Ask { question, remaining_ms: millis(timeout) };
+        match self.call(leader, Lane::Control, &question, timeout).await {
+            Ok(answer) => answer,
+            Err(TransportError::Unreachable(_)) => Err(no_leader()),
+            Err(TransportError::Failed(_)) => {
+                Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown })
+            }
+        }
+    }
+
+    /// Who leads, as far as anybody can tell here: a leader counts only while it is heard, and this
+    /// member only while a quorum hears it.
+    pub(super) fn known_leader(
+        &self,
+        leads: bool,
+        leader: Option<MemberId>,
+        quorum_age: Option<Duration>,
+    ) -> Option<MemberId> {
+        let counts =
+            if leads { quorum_age.is_some_and(|age| age <= self.heard.patience) } else { self.heard.is_recent() };
+        leader.filter(|_| counts)
+    }
+
+    /// A voter to hand leadership to, if this member leads.
+    pub(super) fn heir(&self) -> Option<MemberId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        let others = metrics.membership_config.voter_ids().filter(|id| *id != self.id);
+        others.max_by_key(|id| replication.get(id).and_then(|at| at.as_ref().map(|at| at.index)))
+    }
+}
+
+impl HandOver for Link {
+    async fn hand_over(&self) -> bool {
+        let Some(heir) = self.heir() else { return false };
+        self.raft.trigger().transfer_leader(heir).await.is_ok()
+    }
+}
+
+impl batcher::Log for Link {
+    async fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) {
+        // If Raft has ended, the callback is dropped and its proposals answer for themselves.
+        drop(self.raft.client_write_ff(batch, Some(answer)).await);
+    }
+
+    fn term_and_time(&self) -> (u64, u64) {
+        let term = self.raft.metrics().borrow_watched().current_term;
+        (term, self.applier.progress().now_ms)
+    }
+
+    async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
+        let others: Vec<Peer> = {
+            let server = self.raft.server_metrics();
+            let server = server.borrow_watched();
+            let members = server.membership_config.membership();
+            let voters = members.voter_ids().filter(|id| *id != self.id);
+            voters.filter_map(|id| Some(Peer { id, member: members.get_node(&id)?.clone() })).collect()
+        };
+        let quorum = others.len().div_ceil(2) + 1;
+        let asked = others.into_iter().map(|peer| self.call::<u64>(peer, Lane::Control, &Call::WallClock, WALL_CLOCK));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut walls_ms = vec![own_ms];
+        while walls_ms.len() < quorum {
+            if let Ok(wall_ms) = asked.next().await? {
+                walls_ms.push(wall_ms);
+            }
+        }
+        median(walls_ms)
+    }
+
+    fn route(&self) -> Route {
+        self.route()
+    }
+
+    async fn forward(&self, to: Peer, batch: Vec<Forwarded>, timeout: Duration) -> Result<Vec<Answer>, TransportError> {
+        self.call(to, Lane::Append, &Call::Propose(batch), timeout).await
+    }
+}
+
+impl Link {
+    /// The leader's own word that it leads, newer than the call.
+    async fn read_index(&self) -> Result<u64, Failure> {
+        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(read.index()),
+            Err(RaftError::APIError(_)) => Err(Failure::not_proposed(Why::NoLeader)),
+            Err(RaftError::Fatal(_)) => Err(Failure::not_proposed(Why::ShuttingDown)),
+        }
+    }
+
+    async fn applied(&self, index: u64) -> Result<u64, Failure> {
+        if self.applier.progress().covers(index) {
+            return Ok(index);
+        }
+        let mut progress = self.applier.watch();
+        match progress.wait_for(|progress| progress.covers(index)).await {
+            Ok(_) => Ok(index),
+            Err(_) => Err(Failure::not_proposed(Why::ShuttingDown)),
+        }
+    }
+}
+
+impl ReadIndex for Link {
+    async fn confirm(&self) -> Result<u64, Failure> {
+        let index = self.read_index().await?;
+        self.applied(index).await
+    }
+
+    fn hopeful(&self) -> bool {
+        self.leads()
+    }
+}
+
+/// The read barrier of a member that does not lead.
+pub(super) struct Remote(pub(super) Arc<Link>);
+
+impl ReadIndex for Remote {
+    async fn confirm(&self) -> Result<u64, Failure> {
+        let index = match self.0.route() {
+            // It has become the leader since it was asked.
+            Route::Here => self.0.read_index().await?,
+            Route::To(leader) => {
+                let question = Call::ReadIndex { remaining_ms: millis(READ_INDEX) };
+                // A read index that is lost on its way changes nothing: it can be asked for again.
+                let answer: Result<u64, Failure> =
+                    self.0.call(leader, Lane::Control, &question, READ_INDEX).await.map_err(|_| no_leader())?;
+                // Whatever keeps it from answering may be gone, or have passed the lead on, a moment later.
+                answer.map_err(|_| no_leader())?
+            }
+            Route::Nowhere => return Err(no_leader()),
+        };
+        self.0.applied(index).await
+    }
+
+    fn hopeful(&self) -> bool {
+        true
+    }
+}
+
+fn no_leader() -> Failure {
+    Failure::not_proposed(Why::NoLeader)
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

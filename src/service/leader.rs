@@ -1,0 +1,65 @@
+//! What only the leader can answer, asked from any member: the time of leases.
+//!
+//! Invariant: a keep-alive is answered by the member that counts the lease's time, after it has made
+//! sure that it leads.
+
+use super::{Answer, Context, Service};
+use crate::model::{Caller, Failure, LeaseId, Revision, Why, codec};
+use crate::raft::LeaderHandler;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Question {
+    /// Answered by the TTL and the revision it was looked up at.
+    KeepAlive { caller: Caller, id: LeaseId },
+    /// What is left of these, in order; answered by `Vec<Option<u64>>`.
+    Left(Vec<LeaseId>),
+}
+
+impl Service {
+    /// Answers the questions of other members while this one leads.
+    pub(super) fn answer_as_leader(&self) {
+        let service = self.downgrade();
+        let handler: LeaderHandler = Arc::new(move |question: Bytes, timeout| {
+            let service = service.upgrade();
+            Box::pin(async move {
+                let service = service.ok_or(Failure::not_proposed(Why::ShuttingDown))?;
+                match codec::decode("question to the leader", &question)? {
+                    Question::KeepAlive { caller, id } => {
+                        let answer = service.keep_alive_here(&Context::new(caller, timeout), id).await?;
+                        Ok(codec::encode(&(answer.body, answer.header.revision))?.into())
+                    }
+                    Question::Left(ids) => {
+                        let left: Vec<Option<u64>> = ids.into_iter().map(|id| service.lease_left_ms(id)).collect();
+                        Ok(codec::encode(&left)?.into())
+                    }
+                }
+            })
+        });
+        self.inner.parts.consensus.answer_as_leader(handler);
+    }
+
+    async fn ask(&self, context: &Context, question: &Question) -> Result<Bytes, Failure> {
+        let question = codec::encode(question)?;
+        self.inner.parts.consensus.ask_leader(question.into(), context.timeout).await
+    }
+
+    pub(super) async fn keep_alive_elsewhere(&self, context: &Context, id: LeaseId) -> Result<Answer<u64>, Failure> {
+        let question = Question::KeepAlive { caller: context.caller.clone(), id };
+        let answer = self.ask(context, &question).await?;
+        let (ttl_ms, revision): (u64, Revision) = codec::decode("answer of the leader", &answer)?;
+        Ok(self.answer(self.header_at(revision), ttl_ms, false))
+    }
+
+    /// What the leader knows to be left of these leases; `None` for one that it does not know.
+    pub(super) async fn left_elsewhere(
+        &self,
+        context: &Context,
+        ids: Vec<LeaseId>,
+    ) -> Result<Vec<Option<u64>>, Failure> {
+        let answer = self.ask(context, &Question::Left(ids)).await?;
+        Ok(codec::decode("answer of the leader", &answer)?)
+    }
+}
