@@ -128,6 +128,7 @@ pub(crate) async fn patch(call: &mut Call) -> Outcome {
 pub(crate) async fn promote(call: &mut Call) -> Outcome {
     let query = call.query(&PROMOTE)?;
     super::idempotency::refuse(call)?;
+    super::fence::refuse(call)?;
     let name = named(call)?;
     call.body_is(&["application/json"])?;
     let body = receive::whole(call).await?;

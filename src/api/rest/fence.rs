@@ -9,7 +9,23 @@ use crate::model::{ClaimKind, ClaimName, Fence};
 
 pub(crate) const TENURE_FENCE: &str = "tenure-fence";
 
-/// The fences of a request. One on a request that changes nothing would be ignored, so it is refused.
+/// True of a change that is no write to the store, so that no claim is looked at where it takes effect.
+fn is_elsewhere(operation: Operation) -> bool {
+    use Operation::*;
+    matches!(
+        operation,
+        LeaseKeepalive
+            | LeaseHold
+            | MemberAdd
+            | MemberPatch
+            | MemberRemove
+            | MemberPromote
+            | MemberReplace
+            | LeaderMove
+    )
+}
+
+/// The fences of a request. One that would be ignored is refused.
 pub(crate) fn of(call: &Call) -> Result<Vec<Fence>, Problem> {
     let values = call.parts.headers.get_all(TENURE_FENCE);
     let mut fences = Vec::new();
@@ -17,14 +33,18 @@ pub(crate) fn of(call: &Call) -> Result<Vec<Fence>, Problem> {
         let text = value.to_str().map_err(|_| malformed("it is not visible ASCII"))?;
         fences.extend(text.split(',').map(|part| parse(part.trim())).collect::<Result<Vec<_>, _>>()?);
     }
-    let renews = matches!(call.operation, Operation::LeaseKeepalive | Operation::LeaseHold);
-    if !fences.is_empty() && (renews || !call.operation.mutates()) {
-        return Err(Problem::parameter(TENURE_FENCE, "only a write can be fenced"));
+    if !fences.is_empty() && (is_elsewhere(call.operation) || !call.operation.mutates()) {
+        return Err(Problem::parameter(TENURE_FENCE, "only a write to the store can be fenced"));
     }
     if fences.len() > FENCES_MAX {
         return Err(Problem::parameter(TENURE_FENCE, format!("at most {FENCES_MAX} fences guard one write")));
     }
     Ok(fences)
+}
+
+/// For an operation that makes no use of fences.
+pub(crate) fn refuse(call: &Call) -> Result<(), Problem> {
+    of(call).map(|_| ())
 }
 
 fn malformed(why: &str) -> Problem {

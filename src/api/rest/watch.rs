@@ -43,6 +43,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Problem::parameter("timeout", "`timeout` is at least 1ms"));
     }
+    super::fence::refuse(call)?;
     let context = Context::new(Caller::Anonymous, Duration::from_millis(TIMEOUT_DEFAULT_MS));
     match query.duration("wait")? {
         Some(wait) => {

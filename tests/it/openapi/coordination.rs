@@ -39,11 +39,20 @@ pub(super) async fn rate_limits(run: &mut Run) {
 /// Every operation that changes the store obeys a fence, and does nothing when it does not hold.
 pub(super) async fn fences(run: &mut Run) {
     let before = run.send("GET", "/v1/hash", NO_HEADERS, "").await.json();
-    // Renewing changes nothing that a fence could guard.
-    let renews = |operation: &&Operation| !matches!(operation.id.as_str(), "leaseKeepalive" | "leaseHold");
-    for operation in CONTRACT.operations.iter().filter(|operation| super::mutates(operation)).filter(renews) {
+    // Renewing changes nothing that a fence could guard, and the membership is no part of the store.
+    let is_elsewhere = |operation: &Operation| {
+        let id = operation.id.as_str();
+        matches!(id, "leaseKeepalive" | "leaseHold" | "leaderMove") || id.starts_with("member")
+    };
+    for operation in CONTRACT.operations.iter().filter(|operation| super::mutates(operation)) {
         let fenced = operation.parameters.iter().any(|parameter| parameter["name"] == json!("Tenure-Fence"));
-        assert!(fenced, "{} takes no fence", operation.id);
+        assert_eq!(fenced, !is_elsewhere(operation), "{}", operation.id);
+        if !fenced {
+            let headers: Headers<'_> = &[("tenure-fence", "nobody=1")];
+            let answer = run.send(&operation.method, &plain_target(operation), headers, "").await;
+            run.note(operation, "with a fence", &answer, 400);
+            continue;
+        }
         let body = match operation.id.as_str() {
             "kvPatch" => r#"{"a":1}"#,
             "kvImport" => "{\"key\":\"fenced\",\"value\":\"\"}\n",
