@@ -1,7 +1,6 @@
 //! Giving claims up, taking them away, and looking at one.
 
 use super::place::Place;
-use super::queue::gone;
 use super::{Claim, txns};
 use crate::model::{ClaimKind, ClaimName, Failure, Idempotency, LeaseId, Rejection};
 use crate::service::{Answer, Context, ReadOptions, Service};
@@ -62,7 +61,7 @@ impl Service {
         let ends = view.lease(lease).is_some_and(|lease| lease.implicit);
         let (answer, _) = self.claim_txn(context, txns::remove(&[(of.claim(lease), token)]), idempotency).await?;
         if !answer.body || token == 0 && !answer.replayed {
-            return Err(gone(&self.newest(), of, lease));
+            return Err(not_found(of, lease));
         }
         // It ended with its last key; only if more was attached to it, it is still there.
         if ends && self.newest().lease(lease).is_some() {
