@@ -18,13 +18,16 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// A tick of the idle watch; see `connection`.
 const TICK: Duration = Duration::from_secs(30);
+/// Connections that the kernel holds until they are accepted. Beyond it a client's first packets are
+/// dropped, and it tries again 0.2 to 1 s later: a burst of some hundred clients must not meet that.
+const BACKLOG: u32 = 4096;
 /// Keep-alive probes of TCP, for connections on which nothing is said.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -60,7 +63,11 @@ pub struct Listener {
 
 impl Listener {
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted member takes its port back at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let socket = socket.listen(BACKLOG)?;
         let address = socket.local_addr()?;
         Ok(Self { socket, address })
     }
