@@ -7,6 +7,7 @@ use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::session::note;
 use crate::client::Endpoint;
 use crate::env::{Clock, SystemClock, TaskSet};
+use futures_util::future::join_all;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
@@ -143,6 +144,10 @@ impl Plan {
         };
         let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, SIGNIFICANT_DIGITS)
             .map_err(|error| CliError::other(format!("histogram: {error}")))?;
+        let lanes = || (0..self.connections).zip(self.endpoints.iter().cycle());
+        // What is measured are requests, not the handshakes of a burst of new connections. One that
+        // fails is tried again, and counted, by its lane.
+        let wires = join_all(lanes().map(|(_, endpoint)| Wire::open(endpoint))).await;
         let shared = Arc::new(Shared {
             clock: SystemClock::new(),
             deadline,
@@ -157,8 +162,9 @@ impl Plan {
             }),
         });
         let tasks = TaskSet::new();
-        for (index, endpoint) in (0..self.connections).zip(self.endpoints.iter().cycle()) {
+        for ((index, endpoint), wire) in lanes().zip(wires) {
             let lane = Lane {
+                wire: wire.ok(),
                 endpoint: endpoint.clone(),
                 keys: Arc::clone(&self.keys),
                 value: Arc::clone(&self.value),
@@ -214,6 +220,7 @@ pub(super) fn per_second(count: u64, elapsed: Duration) -> f64 {
 
 /// One connection.
 struct Lane {
+    wire: Option<Wire>,
     endpoint: Endpoint,
     keys: Arc<Keyspace>,
     value: Arc<str>,
@@ -228,7 +235,7 @@ struct Lane {
 
 impl Lane {
     async fn run(mut self) {
-        let mut wire = None;
+        let mut wire = self.wire.take();
         let mut request = Vec::with_capacity(64 << 10);
         let mut body = Vec::with_capacity(64 << 10);
         let mut turn: u64 = 0;
