@@ -7,7 +7,7 @@ use crate::model::limits::{BODY_GRACE_S, BODY_RATE_BYTES_PER_S};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use std::time::Duration;
 use sync_wrapper::SyncWrapper;
 
@@ -15,6 +15,9 @@ use sync_wrapper::SyncWrapper;
 const STEP_BYTES: usize = 64 << 10;
 /// What a request costs besides its body.
 const REQUEST_BYTES: usize = 512;
+/// A refused body is read to its end, and forgotten, if it is no longer than this.
+const DISCARD_BYTES_MAX: u64 = 8 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// The whole body. Too long a one is refused before it is read, if it says so, else where it passes
 /// the limit.
@@ -23,6 +26,7 @@ pub(crate) async fn whole(call: &mut Call) -> Result<Bytes, Problem> {
     let mut reader = Reader::new(call)?;
     let announced = reader.announced();
     if announced.is_some_and(|bytes| bytes > max as u64) {
+        reader.discard(call).await;
         return Err(too_large(max));
     }
     let admitted = announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(max);
@@ -35,6 +39,8 @@ pub(crate) async fn whole(call: &mut Call) -> Result<Bytes, Problem> {
     };
     loop {
         if all.len() > max {
+            drop(all);
+            reader.discard(call).await;
             return Err(too_large(max));
         }
         match reader.next(call).await? {
@@ -79,6 +85,18 @@ impl Reader {
 
     pub(crate) fn announced(&self) -> Option<u64> {
         self.body.as_ref().map_or(Some(0), |body| body.size_hint().exact())
+    }
+
+    /// Lets the sender finish, within bounds: one that is still writing when the connection closes
+    /// sees that break and never reads the answer. Whoever asked for leave to send waits for it.
+    pub(crate) async fn discard(&mut self, call: &Call) {
+        if call.parts.headers.contains_key(EXPECT) || self.announced().is_some_and(|bytes| bytes > DISCARD_BYTES_MAX) {
+            return;
+        }
+        let rest =
+            async { while self.received <= DISCARD_BYTES_MAX && matches!(self.next(call).await, Ok(Some(_))) {} };
+        // One that has stopped sending is not waited for: it reads.
+        drop(tokio::time::timeout(DISCARD_TIME, rest).await);
     }
 
     /// Waiting for this long must not count as the sender's slowness.

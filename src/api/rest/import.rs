@@ -57,6 +57,7 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
         }
         // Earlier batches stand: the problem says how far it came.
         Err(problem) => {
+            reader.discard(call).await;
             let problem = problem.count("imported", done.imported).count("skipped", done.skipped);
             Err(if done.imported > 0 { problem.applied(Applied::Unknown) } else { problem })
         }
