@@ -4,9 +4,23 @@
 use super::json::Writer;
 use crate::model::{Failure, Outcome, Rejection, Why};
 
-/// Stable names that clients switch on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Code {
+/// The codes, and the list of all of them for the tests.
+macro_rules! codes {
+    ($($code:ident,)*) => {
+        /// Stable names that clients switch on.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Code {
+            $($code,)*
+        }
+
+        impl Code {
+            #[cfg(test)]
+            pub(super) const ALL: &[Code] = &[$(Code::$code,)*];
+        }
+    };
+}
+
+codes! {
     InvalidParameter,
     InvalidBody,
     EmptyKey,
@@ -97,68 +111,6 @@ impl Facts {
 }
 
 impl Code {
-    #[cfg(test)]
-    pub(super) const ALL: [Code; 55] = {
-        use Code::*;
-        [
-            InvalidParameter,
-            InvalidBody,
-            EmptyKey,
-            RangeRequired,
-            BadCursor,
-            RevisionInFuture,
-            DuplicateKey,
-            BadTtl,
-            Forbidden,
-            CrossSite,
-            KeyNotFound,
-            LeaseNotFound,
-            NoSuchRoute,
-            MethodNotAllowed,
-            NotAcceptable,
-            RequestTimeout,
-            TooLarge,
-            KeyTooLong,
-            UnsupportedMediaType,
-            OutOfRange,
-            NotACounter,
-            Overflow,
-            NotJson,
-            LeaseExists,
-            SharedLease,
-            KeyExists,
-            Compacted,
-            PreconditionFailed,
-            TxnNotSucceeded,
-            IdempotencyKeyReused,
-            Throttled,
-            Internal,
-            NoLeader,
-            TooStale,
-            NotReady,
-            ShuttingDown,
-            OutcomeUnknown,
-            Timeout,
-            RevisionNotReached,
-            DiskStalled,
-            StorageFull,
-            CostOverBurst,
-            ClaimNotFound,
-            LockHeld,
-            LeaderExists,
-            NotLeader,
-            LimitMismatch,
-            Fenced,
-            RateLimited,
-            MemberNotFound,
-            MemberExists,
-            ChangeInProgress,
-            LearnerBehind,
-            WouldLoseQuorum,
-            NotAVoter,
-        ]
-    };
-
     pub(crate) fn facts(self) -> Facts {
         match self {
             Self::InvalidParameter => row(400, "invalid-parameter", "Invalid parameter"),

@@ -1,11 +1,7 @@
 //! The names that etcd's stock dashboards and alerts look for, on the same values as ours.
 
-use super::Metrics;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
+use super::{Metrics, sampled};
 use prometheus_client::registry::Registry;
-use std::fmt::{self, Debug};
 
 /// What is known only at the moment of a scrape.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,33 +38,16 @@ where
     );
     registry.register("etcd_debugging_mvcc_keys_total", "Live keys", metrics.keys.clone());
     registry.register("etcd_debugging_mvcc_watcher_total", "Open watch streams", metrics.watchers.clone());
-    registry.register_collector(Box::new(SizeCollector(Box::new(sizes))));
-}
-
-struct SizeCollector(Box<dyn Fn() -> Sizes + Send + Sync>);
-
-impl Debug for SizeCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SizeCollector")
-    }
-}
-
-impl Collector for SizeCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let sizes = (self.0)();
-        let rows = [
+    sampled::register(registry, move || {
+        let sizes = sizes();
+        [
             ("etcd_mvcc_db_total_size_in_bytes", "Bytes of the data directory's files", sizes.db_bytes),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "Live and retained logical bytes", sizes.db_bytes_in_use),
             ("etcd_server_quota_backend_bytes", "Quota of logical bytes", sizes.quota_bytes),
             ("tenure_store_files_bytes", "Bytes of the data directory's files", sizes.db_bytes),
             ("tenure_store_quota_bytes", "Quota of logical bytes", sizes.quota_bytes),
-        ];
-        for (name, help, value) in rows {
-            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
-        }
-        Ok(())
-    }
+        ]
+    });
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+mod sampled;
 pub mod watch;
 
 pub use http::HttpMetrics;

@@ -1,10 +1,7 @@
 //! How far watch streams lag, as it is at the moment of a scrape.
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
+use super::sampled;
 use prometheus_client::registry::Registry;
-use std::fmt::{self, Debug};
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WatchLag {
@@ -21,21 +18,9 @@ pub fn register<F>(registry: &mut Registry, lag: F)
 where
     F: Fn() -> WatchLag + Send + Sync + 'static,
 {
-    registry.register_collector(Box::new(LagCollector(Box::new(lag))));
-}
-
-struct LagCollector(Box<dyn Fn() -> WatchLag + Send + Sync>);
-
-impl Debug for LagCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LagCollector")
-    }
-}
-
-impl Collector for LagCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let lag = (self.0)();
-        let rows = [
+    sampled::register(registry, move || {
+        let lag = lag();
+        [
             ("tenure_watch_lag_revisions", "Revisions that the slowest watch stream is behind", lag.slowest_revisions),
             ("tenure_watch_catching_up", "Watch streams that are served from history now", lag.catching_up),
             (
@@ -43,13 +28,8 @@ impl Collector for LagCollector {
                 "Bytes that readers of watch streams have not taken yet",
                 lag.buffered_bytes,
             ),
-        ];
-        for (name, help, value) in rows {
-            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)?;
-        }
-        Ok(())
-    }
+        ]
+    });
 }
 
 #[cfg(test)]

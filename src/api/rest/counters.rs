@@ -87,9 +87,7 @@ pub(crate) async fn add(call: &mut Call) -> Outcome {
         Reply::Outcome { revision, .. } => dto::outcome_only(&mut json, Some(&key), revision),
         _ => return Err(foreign("another command's reply")),
     }
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 #[cfg(test)]

@@ -2,10 +2,13 @@
 
 use super::fence::TENURE_FENCE;
 use super::query::Query;
-use crate::api::call::Call;
+use crate::api::call::{Call, Outcome};
+use crate::api::json::Writer;
 use crate::api::problem::Problem;
 use crate::model::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::model::{Caller, Idempotency};
+use crate::service::Header;
+use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use sha2::{Digest, Sha256};
 
@@ -16,6 +19,13 @@ pub(crate) fn mark(headers: &mut HeaderMap, replayed: bool) {
     if replayed {
         headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
+}
+
+/// The JSON answer of a write, with the mark of a replay.
+pub(crate) fn written(call: &mut Call, status: StatusCode, header: Header, replayed: bool, json: Writer) -> Outcome {
+    let mut answered = call.json(status, Some(header), json)?;
+    mark(answered.response.headers_mut(), replayed);
+    Ok(answered)
 }
 
 /// The request's key and fingerprint, if it has a key.

@@ -150,9 +150,7 @@ pub(crate) async fn revoke(call: &mut Call) -> Outcome {
     let answer = call.state.service.lease_revoke(&context, id, idempotency).await?;
     let mut json = Writer::with_capacity(48);
     dto::deleted(&mut json, answer.body, answer.header.revision, None);
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 fn write(json: &mut Writer, lease: &LeaseState) {

@@ -338,9 +338,7 @@ pub(crate) async fn delete(call: &mut Call) -> Outcome {
         Reply::Outcome { revision, .. } => dto::outcome_only(&mut json, None, revision),
         _ => return Err(foreign("another command's reply")),
     }
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 /// Exactly one way to say what is deleted, and none by which nothing said means everything.

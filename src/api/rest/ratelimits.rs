@@ -108,9 +108,7 @@ pub(crate) async fn take(call: &mut Call) -> Outcome {
         let problem = Problem::new(Code::RateLimited, detail).members(&refusal);
         return Err(problem.retry_after(answer.body.retry_after_ms.div_ceil(1000)).header(answer.header));
     }
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), write(limit, &answer.body))?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, write(limit, &answer.body))
 }
 
 pub(crate) async fn reset(call: &mut Call) -> Outcome {
@@ -127,9 +125,7 @@ pub(crate) async fn reset(call: &mut Call) -> Outcome {
         },
         _ => return Err(foreign("another command's reply")),
     }
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 #[cfg(test)]

@@ -149,9 +149,7 @@ fn answered(call: &mut Call, key: &[u8], answer: Answer<KeyTtl>) -> Outcome {
         dto::lease(&mut json, lease);
     }
     json.close();
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 #[cfg(test)]

@@ -54,9 +54,7 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
     json.open();
     json.members(&members);
     json.close();
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 /// A transaction, and how the results of its branches are to be written.

@@ -94,9 +94,7 @@ pub(crate) async fn proclaim(call: &mut Call) -> Outcome {
     let answer = call.state.service.election_proclaim(&context, (&of, lease), value, idempotency).await?;
     let mut json = Writer::with_capacity(256);
     encode::claim(&mut json, &answer.body);
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

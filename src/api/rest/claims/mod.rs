@@ -198,9 +198,7 @@ pub(crate) async fn acquire(call: &mut Call, kind: ClaimKind) -> Outcome {
     };
     let mut json = Writer::with_capacity(256);
     encode::claim(&mut json, &claim);
-    let mut answered = call.json(status, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, status, answer.header, answer.replayed, json)
 }
 
 /// Held by another: who, and how many wait.
@@ -250,9 +248,7 @@ pub(crate) async fn release(call: &mut Call, kind: ClaimKind) -> Outcome {
     json.bool("released", true);
     json.int("revision", answer.header.revision);
     json.close();
-    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    idempotency::mark(answered.response.headers_mut(), answer.replayed);
-    Ok(answered)
+    idempotency::written(call, StatusCode::OK, answer.header, answer.replayed, json)
 }
 
 pub(crate) async fn break_claims(call: &mut Call, kind: ClaimKind) -> Outcome {
