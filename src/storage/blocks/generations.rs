@@ -21,7 +21,7 @@ const COPY_BLOCKS: usize = 16;
 const COPY_BYTES: u64 = 256 << 10;
 /// Above this share of its file an engine's content is not worth a copy: about half is as dense as a
 /// file of sled's gets.
-const SPARSE_PERCENT: u64 = 33;
+const SPARSE_PERCENT: u64 = 36;
 
 /// When to begin the next engine, and with what.
 #[derive(Clone)]
@@ -38,10 +38,10 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Full at 32 MiB or a sixth of the whole; up to 2.2 times the content; up to twelve engines.
+    /// Full at 24 MiB or an eighth of the whole; up to twice the content; up to sixteen engines.
     #[must_use]
     pub fn new(factory: Arc<dyn Fn() -> Result<Arc<dyn Engine>, Fault> + Send + Sync>) -> Self {
-        Self { factory, full_bytes_min: 32 << 20, full_share: 6, factor_percent: 220, engines_max: 12 }
+        Self { factory, full_bytes_min: 24 << 20, full_share: 8, factor_percent: 200, engines_max: 16 }
     }
 
     fn is_full(&self, file_bytes: u64, all_file_bytes: u64) -> bool {
@@ -300,26 +300,26 @@ mod tests {
 
     #[test]
     fn an_engine_is_full_at_a_share_of_the_whole_but_not_when_it_is_small() {
-        assert!(!rotation().is_full(31 * MIB, 31 * MIB));
-        assert!(rotation().is_full(32 * MIB, 32 * MIB));
-        assert!(!rotation().is_full(99 * MIB, 600 * MIB));
-        assert!(rotation().is_full(100 * MIB, 600 * MIB));
+        assert!(!rotation().is_full(23 * MIB, 23 * MIB));
+        assert!(rotation().is_full(24 * MIB, 24 * MIB));
+        assert!(!rotation().is_full(99 * MIB, 800 * MIB));
+        assert!(rotation().is_full(100 * MIB, 800 * MIB));
     }
 
     #[test]
     fn the_sparsest_is_emptied_only_when_that_would_help() {
-        assert_eq!(emptied(&[(1, 20), (9, 10)]), None, "they are small");
+        assert_eq!(emptied(&[(1, 14), (9, 10)]), None, "they are small");
         assert_eq!(emptied(&[(1, 99)]), None, "the newest is not sparse but new");
         assert_eq!(emptied(&[(60, 100), (2, 40), (60, 100)]), None, "together they are dense enough");
         assert_eq!(emptied(&[(32, 100), (30, 100), (60, 100)]), Some(2));
-        assert_eq!(emptied(&[(35, 100), (34, 100), (1, 100)]), None, "only the newest is sparse");
+        assert_eq!(emptied(&[(38, 100), (37, 100), (1, 100)]), None, "only the newest is sparse");
     }
 
     #[test]
     fn of_too_many_the_one_with_the_least_content_is_emptied() {
-        let mut engines = [(40, 50); 13];
+        let mut engines = [(40, 50); 17];
         engines[3].0 = 30;
-        assert_eq!(emptied(&engines[..12]), None);
+        assert_eq!(emptied(&engines[..16]), None);
         assert_eq!(emptied(&engines), Some(4));
     }
 
