@@ -16,6 +16,7 @@ mod hostile;
 mod leases;
 mod locks;
 mod openapi;
+mod proof;
 mod reload;
 mod rest;
 #[path = "../support/mod.rs"]
