@@ -232,7 +232,7 @@ async fn contend(kind: Kind, urls: Vec<String>, rounds: usize, arena: Arc<Arena>
 
 /// P10: each accepted write continues the one before it, and tokens never go back.
 async fn exclusion(kind: Kind) {
-    let rounds = setting("TENURE_LOCK_ROUNDS", 40);
+    let rounds = setting("TENURE_LOCK_ROUNDS", 25);
     let mut cluster = Cluster::linked(MEMBERS, &[]).await;
     let arena = Arc::new(Arena::default());
     let contenders: Vec<_> =
