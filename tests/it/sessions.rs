@@ -1,7 +1,7 @@
 //! Leases, locks and elections on three real processes whose leader is killed, moved, stands still or is cut off:
 //! no lease ends early or stays too long, no update under a fence is lost, and tokens only grow.
 //!
-//! `TENURE_LEADER_CHANGES` and `TENURE_LOCK_ROUNDS` ask for more than the short forms.
+//! `TENURE_LEADER_CHANGES`, `TENURE_LOCK_ROUNDS` and `TENURE_STALL_SECONDS` ask for more than the short forms.
 
 use crate::support::eventually;
 use crate::support::members::Cluster;
@@ -157,6 +157,96 @@ async fn leases_that_are_kept_alive_outlive_every_leader() {
         "{changes} changes of leader, {} answers to {LEASES} leases, none ended early, the last {latest:?} late",
         renewals.load(Ordering::Relaxed)
     );
+}
+
+/// Delays every flush of a process until it is let go.
+struct Stall(std::process::Child);
+
+impl Stall {
+    /// `None` where no process can be traced.
+    fn of(pid: u32) -> Option<Self> {
+        use std::io::BufRead;
+        let mut strace = std::process::Command::new("strace");
+        strace.args(["-f", "-q", "-q", "-e", "trace=fdatasync,fsync", "-o", "/dev/null", "-p", &pid.to_string()]);
+        strace.args(["-e", "inject=fdatasync,fsync:delay_enter=120000000"]);
+        strace.stderr(std::process::Stdio::piped());
+        let mut child = strace.spawn().ok()?;
+        let traced = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        let began = Instant::now();
+        while !traced() {
+            if child.try_wait().ok()?.is_some() || began.elapsed() > Duration::from_secs(10) {
+                let lines = std::io::BufReader::new(child.stderr.take()?).lines();
+                println!("strace: {:?}", lines.map_while(Result::ok).collect::<Vec<_>>());
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self(child))
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A leader whose disk does not answer gives the lead away within two seconds, and no lease that is kept alive ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_stands_still_takes_no_lease_with_it() {
+    const LEASES: usize = 20;
+    let stall = Duration::from_secs(u64::try_from(setting("TENURE_STALL_SECONDS", 12)).unwrap());
+    let mut cluster = Cluster::linked(MEMBERS, &[]).await;
+    let (stop, renewals) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let keepers: Vec<_> = (0..LEASES)
+        .map(|id| tokio::spawn(keeper(id, urls(&cluster), Arc::clone(&stop), Arc::clone(&renewals))))
+        .collect();
+    let there = async |client: &crate::support::members::Client| {
+        let answer = client.try_answer("GET", "/v1/kv?prefix=lease/&count_only", "").await.ok()?;
+        answer.json::<Value>().await.ok()?["count"].as_u64()
+    };
+    eventually("all leases have their key", LONG, async || there(&cluster.client(0)).await == Some(LEASES as u64))
+        .await;
+    let leader = cluster.leader().await;
+    let pid = cluster.links().pids().lock().unwrap()[leader].unwrap();
+    let Some(stalled) = Stall::of(pid) else {
+        println!("skipped: no process can be traced here");
+        return;
+    };
+    let (other, began) = (cluster.client((leader + 1) % MEMBERS), Instant::now());
+    // Something to flush.
+    let writer = cluster.client((leader + 2) % MEMBERS);
+    let write = tokio::spawn(async move { writer.put("beside", "x").await });
+    let former = format!("n{}", leader + 1);
+    eventually("another leads", LONG, async || {
+        let status = other.try_answer("GET", "/v1/status", "").await;
+        let Ok(status) = status else { return false };
+        let status = status.json::<Value>().await.unwrap_or_default();
+        status["leader"].as_str().is_some_and(|name| name != former)
+    })
+    .await;
+    let moved = began.elapsed();
+    println!("the lead was moved {moved:?} after the disk stood still");
+    while began.elapsed() < stall {
+        assert_eq!(there(&other).await, Some(LEASES as u64), "a lease ended during the stall");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    drop(stalled);
+    drop(write.await.unwrap());
+    cluster.ready(&[0, 1, 2]).await;
+    assert_eq!(there(&other).await, Some(LEASES as u64), "a lease ended after the stall");
+    assert!(!keepers.iter().any(|keeper| keeper.is_finished()), "a keeper gave up");
+    stop.store(true, Ordering::SeqCst);
+    for keeper in keepers {
+        keeper.await.unwrap();
+    }
+    // Two seconds on a quiet machine; this one may be busy.
+    assert!(moved < Duration::from_secs(10), "the lead was moved after {moved:?}");
+    cluster.stop().await;
 }
 
 #[derive(Debug, Clone, Copy)]
