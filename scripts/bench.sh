@@ -61,4 +61,30 @@ row 'get, 1 connection' get --connections 1
 row 'get, 64 connections' get --connections 64
 row 'get, 64 connections, stale' get --connections 64 --stale
 row 'mixed 90:10, 64 connections' mixed --connections 64
+
+# Coordination: one figure each; the unit of an operation is in its name.
+coordinate() {
+    local name=$1 report gone
+    shift
+    report=$("$TENURE_BIN" --endpoints "$TENURE_URL" -o json bench "$@")
+    gone=$(member "$report" gone_after_s)
+    awk -v name="$name" -v ops="$(member "$report" ops_per_s)" -v p50="$(member "$report" p50)" \
+        -v p99="$(member "$report" p99)" -v cpu="$(member "$report" server_cpu_us_per_op)" -v gone="$gone" 'BEGIN {
+            printf "| %s | %.0f | %.2f ms | %.2f ms | %s | %s |\n", name, ops, p50 / 1000, p99 / 1000,
+                cpu == "" ? "-" : sprintf("%.1f µs", cpu), gone == "" ? "-" : sprintf("%.1f s", gone)
+        }'
+}
+
+watched=$("$TENURE_BIN" --endpoints "$TENURE_URL" -o json bench watch --streams 1000 --rate 100 --duration "${seconds}s")
+echo
+echo '| scenario | ops/s | p50 | p99 | server CPU/op | gone after |'
+echo '|---|---:|---:|---:|---:|---:|'
+awk -v ops="$(member "$watched" delivered_per_s)" -v p50="$(member "$watched" p50)" -v p99="$(member "$watched" p99)" \
+    -v cpu="$(member "$watched" server_cpu_us_per_event)" 'BEGIN {
+        printf "| event to one of 1,000 watchers | %.0f | %.2f ms | %.2f ms | %.1f µs | - |\n", ops, p50 / 1000, p99 / 1000, cpu
+    }'
+coordinate 'event of 20,000 replayed' replay
+coordinate 'hand-over of a lock, 8 contenders' lock --contenders 8 --duration "${seconds}s"
+coordinate 'keep-alive, 64 connections' lease --duration "${seconds}s"
+coordinate 'put while 100,000 leases end' lease --leases 100000 --expire 30s
 exit "$bad"

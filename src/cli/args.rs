@@ -776,6 +776,57 @@ pub(super) enum BenchCommand {
     Loop(BenchLoop),
     /// Follow keys with many streams while they are written
     Watch(BenchWatch),
+    /// Hand one lock around
+    Lock(BenchLock),
+    /// Keep leases alive, or let them all run out at once
+    Lease(BenchLease),
+    /// Read a history on one stream
+    Replay(BenchReplay),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchLock {
+    /// Clients that want it, each on a connection of its own
+    #[arg(short, long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) contenders: u64,
+    /// How long
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(super) duration: Duration,
+    /// The lock's name
+    #[arg(long, value_name = "NAME", default_value = "bench")]
+    pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchLease {
+    /// How many leases
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub(super) leases: u64,
+    /// Connections that grant and renew them
+    #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: u64,
+    /// How long to renew
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub(super) duration: Duration,
+    /// Instead of renewing, let them all end after this long, each with a key
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub(super) expire: Option<Duration>,
+    /// Clients that write 100 times a second each while the leases end
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(super) bystanders: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchReplay {
+    /// Revisions to write and then to read
+    #[arg(short, long, value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub(super) revisions: u64,
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub(super) value_size: u64,
+    /// Connections that write them
+    #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: u64,
 }
 
 /// Connections that each send one request after the other.

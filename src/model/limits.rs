@@ -125,6 +125,8 @@ pub const BODY_RATE_BYTES_PER_S: u64 = 1024;
 /// A connection without a request, or whose peer takes nothing of its answer, is closed.
 pub const IDLE_TIMEOUT_S: u64 = 300;
 pub const STALL_TIMEOUT_S: u64 = 60;
+/// The same where the end of the connection gives something up: a held lease, a held claim.
+pub const HOLD_TIMEOUT_S: u64 = 15;
 /// Connections of one member; beyond, new ones are refused at accept.
 pub const CONNECTIONS_MAX: usize = 16_000;
 /// Disk space below which growth is refused, and what the log keeps in reserve.

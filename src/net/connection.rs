@@ -10,10 +10,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The client's connection preface of HTTP/2 (RFC 9113 §3.4); its first line is enough to tell.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+
+/// An answer's extension: its connection ends once what was sent has not been acknowledged for this long, as
+/// the end of the connection means something. It stays so for the rest of the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Vanishing(pub Duration);
+
+/// What a socket can be told about the peer's silence.
+pub(super) trait Noticing {
+    /// Bytes sent and not acknowledged for this long end the connection.
+    fn notice_within(&self, unacknowledged: Duration) -> io::Result<()>;
+}
 
 /// Shared by a connection's socket, its requests and its task.
 #[derive(Debug, Default)]
@@ -24,6 +36,8 @@ pub(super) struct Activity {
     multiplexed: AtomicBool,
     /// A write is waiting for the peer to take bytes.
     write_blocked: AtomicBool,
+    /// `Vanishing` in milliseconds, until the socket has taken it over; 0 is nothing.
+    vanishing_ms: AtomicU32,
     /// Requests whose answer has not been handed over completely.
     in_flight: AtomicU32,
     /// Grows with every read and write that moved bytes.
@@ -33,6 +47,11 @@ pub(super) struct Activity {
 impl Activity {
     pub(super) fn head_is_open(&self) -> bool {
         self.head_open.load(Relaxed) && !self.multiplexed.load(Relaxed)
+    }
+
+    /// Takes effect with the next bytes that are sent.
+    pub(super) fn notice_within(&self, Vanishing(within): Vanishing) {
+        self.vanishing_ms.store(u32::try_from(within.as_millis()).unwrap_or(u32::MAX), Relaxed);
     }
 
     /// One request's share in the connection, until dropped.
@@ -118,6 +137,18 @@ impl<S> Socket<S> {
         }
     }
 
+    /// Before a write, so that it holds for what is written.
+    fn before_write(&self) -> io::Result<()>
+    where
+        S: Noticing,
+    {
+        if self.activity.vanishing_ms.load(Relaxed) == 0 {
+            return Ok(());
+        }
+        let within = self.activity.vanishing_ms.swap(0, Relaxed);
+        self.inner.notice_within(Duration::from_millis(within.into()))
+    }
+
     fn note_write<T>(&self, result: &Poll<io::Result<T>>) {
         self.activity.write_blocked.store(result.is_pending(), Relaxed);
         if result.is_ready() {
@@ -137,8 +168,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
+impl<S: AsyncWrite + Noticing + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.before_write()?;
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.note_write(&result);
         result
@@ -149,6 +181,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.before_write()?;
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.note_write(&result);
         result
@@ -197,6 +230,7 @@ impl<B: Body + Unpin> Body for Counted<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::{Security, Wire};
 
     const PATIENCE: Patience = Patience { idle_ticks: 3, stalled_ticks: 2 };
 
@@ -233,6 +267,26 @@ mod tests {
         let activity = Arc::new(Activity::default());
         read(&mut Socket::new((), Arc::clone(&activity)), &[b"PRI * HTTP/1.1\r\n"]);
         assert!(activity.head_is_open());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_must_not_outlive_its_reader_says_so_to_the_socket() {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let server = Security::default().accept(listener.accept().await.unwrap().0).await.unwrap();
+        let timeout = |socket: &Socket<Wire>| {
+            let Wire::Plain(stream) = &socket.inner;
+            rustix::net::sockopt::tcp_user_timeout(stream).unwrap()
+        };
+        let activity = Arc::new(Activity::default());
+        let mut socket = Socket::new(server, Arc::clone(&activity));
+        socket.write_all(b"an answer").await.unwrap();
+        assert_eq!(timeout(&socket), 0);
+        activity.notice_within(Vanishing(Duration::from_secs(15)));
+        socket.write_all(b"a stream begins").await.unwrap();
+        assert_eq!(timeout(&socket), 15_000);
+        drop(client);
     }
 
     #[test]

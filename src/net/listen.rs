@@ -1,6 +1,6 @@
 //! The accept loop and the life of each connection's task.
 
-use super::connection::{Activity, Counted, Patience, Quiet, Socket};
+use super::connection::{Activity, Counted, Patience, Quiet, Socket, Vanishing};
 use super::wire::Security;
 use crate::env::TaskSet;
 use hyper::body::{Body, Incoming};
@@ -173,8 +173,12 @@ where
     let service = service_fn(move |request| {
         let in_flight = for_requests.begin_request();
         let answer = handler(request);
+        let activity = Arc::clone(&for_requests);
         async move {
             let answer = answer.await;
+            if let Some(vanishing) = answer.extensions().get::<Vanishing>() {
+                activity.notice_within(*vanishing);
+            }
             Ok::<_, Infallible>(answer.map(|inner| Counted { inner, _in_flight: in_flight }))
         }
     });

@@ -9,6 +9,7 @@ mod connection;
 mod listen;
 mod wire;
 
+pub use connection::Vanishing;
 pub use listen::{Limits, Listener};
 pub use wire::{Patience, Security, Wire};
 

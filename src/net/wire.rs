@@ -4,6 +4,7 @@
 //! `Wire`, and nothing above this module will see the difference. Invariant: a wire has no delay of
 //! small writes, and one that was dialled gives up on a peer that acknowledges nothing.
 
+use super::connection::Noticing;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -50,11 +51,19 @@ impl Security {
         let stream =
             connected.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"))??;
         stream.set_nodelay(true)?;
-        let unacknowledged = u32::try_from(patience.unacknowledged.as_millis()).unwrap_or(u32::MAX);
-        rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged)?;
-        match self {
-            Self::Plain => Ok(Wire::Plain(stream)),
-        }
+        let wire = match self {
+            Self::Plain => Wire::Plain(stream),
+        };
+        wire.notice_within(patience.unacknowledged)?;
+        Ok(wire)
+    }
+}
+
+impl Noticing for Wire {
+    fn notice_within(&self, unacknowledged: Duration) -> io::Result<()> {
+        let Self::Plain(stream) = self;
+        let unacknowledged = u32::try_from(unacknowledged.as_millis()).unwrap_or(u32::MAX);
+        Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, unacknowledged)?)
     }
 }
 

@@ -286,6 +286,12 @@ impl Service {
         if id == 0 { None } else { self.newest().lease(id).map(|lease| lease.ttl_ms) }
     }
 
+    /// Whether a client granted this lease and it is there, as far as this member knows: without any barrier.
+    #[must_use]
+    pub fn lease_is_shared(&self, id: LeaseId) -> bool {
+        id != 0 && self.newest().lease(id).is_some_and(|lease| !lease.implicit)
+    }
+
     /// What is left of a lease as far as this member knows; for showing it with a key.
     #[must_use]
     pub fn lease_left_ms(&self, id: LeaseId) -> Option<u64> {

@@ -878,6 +878,18 @@ fn bench_reports_rates_latency_and_cost() {
     let table = shell.run(&["bench", "put", "-n", "10", "--key-space", "10"]).ok();
     assert!(table.text().starts_with("OP ") && table.text().contains("SERVER CPU/OP"), "{}", table.text());
     shell.run(&["bench", "put", "-n", "10", "--key-size", "8", "--key-space", "100000000"]).exits(2);
+    for (args, operation) in [
+        (&["lock", "-d", "300ms", "--contenders", "3"][..], "lock hand-over"),
+        (&["lease", "-l", "10", "-c", "2", "-d", "200ms"], "keep-alive"),
+        (&["replay", "-r", "500", "-c", "4"], "replayed event"),
+        (&["lease", "-l", "300", "-c", "2", "--expire", "2s"], "put beside an expiry"),
+    ] {
+        let told = shell.run(&[&["bench"], args, &["-o", "json"]].concat()).ok().json();
+        assert_eq!(told["operation"], operation);
+        assert!(told["operations"].as_u64() > Some(0) && told["server_cpu_us_per_op"].is_number(), "{told}");
+        assert_eq!(told["gone_after_s"].is_number(), args.contains(&"--expire"), "{told}");
+    }
+    shell.run(&["bench", "lease", "-l", "100000", "-c", "1", "--expire", "1s"]).exits(7);
     let dead = format!("127.0.0.1:{}", free_port());
     shell.run(&["bench", "put", "-d", "200ms", "-c", "1", "--endpoints", &dead]).exits(7);
 }

@@ -1,6 +1,8 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
 //! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Changing settings
 //! (`reload`). Watches (`watch`). And the command line (`cli`).
+//! On several processes: what survives (`cluster`), and the proofs of watches (`proof`) and of leases and claims
+//! (`sessions`). Bad input to all of these: `unkind`.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,9 +18,12 @@ mod hostile;
 mod leases;
 mod locks;
 mod openapi;
+mod proof;
 mod reload;
 mod rest;
+mod sessions;
 #[path = "../support/mod.rs"]
 mod support;
+mod unkind;
 mod watch;
 mod wire;

@@ -415,6 +415,10 @@ async fn lists(run: &mut Run) {
     run.drive("kvImport", "/v1/import?prefix=x/&on_conflict=skip", ndjson, body, 200).await;
     run.drive("kvImport", "/v1/import?prefix=x/&on_conflict=fail", ndjson, body, 409).await;
     run.drive("kvImport", "/v1/import", ndjson, "{\"key\":\"i/3\"}\n", 400).await;
+    let timed = "{\"key\":\"i/4\",\"value\":\"\",\"lease\":\"00000000000000fe\",\"ttl_ms\":60000}\n";
+    run.drive("kvImport", "/v1/import", ndjson, timed, 200).await;
+    let lost = "{\"key\":\"i/5\",\"value\":\"\",\"lease\":\"00000000000000fe\"}\n";
+    run.drive("kvImport", "/v1/import", ndjson, lost, 404).await;
 }
 
 async fn history_and_counters(run: &mut Run) {

@@ -219,6 +219,43 @@ async fn what_is_exported_can_be_imported() {
     assert_eq!(problem["imported"], count);
 }
 
+/// What was to vanish vanishes: with its lease where that lives, by a TTL of its own otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_and_ttls_are_carried_over() {
+    let api = Api::start().await;
+    let import = async |query: &str, body: String| {
+        let request = api.request("POST", &format!("/v1/import{query}")).header("content-type", "application/x-ndjson");
+        let answer = request.body(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    api.request("POST", "/v1/leases?ttl=60s&id=fa").send().await.unwrap();
+    api.request("PUT", "/v1/kv/t/shared?lease=fa").body("1").send().await.unwrap();
+    api.request("PUT", "/v1/kv/t/own?ttl=40s").body("2").send().await.unwrap();
+    let export = api.request("GET", "/v1/kv?prefix=t/").header("accept", "application/x-ndjson");
+    let export = export.send().await.unwrap().text().await.unwrap();
+    assert!(export.contains("\"ttl_ms\":60000") && export.contains("\"ttl_ms\":40000"), "{export}");
+    assert_eq!(import("?prefix=copy/", export.clone()).await.1["imported"], json!(2));
+    let shared = api.json("/v1/ttl/copy/t/shared").await;
+    assert_eq!(shared["lease"], json!("00000000000000fa"));
+    let (own, before) = (api.json("/v1/ttl/copy/t/own").await, api.json("/v1/ttl/t/own").await);
+    assert_eq!(own["ttl_ms"], json!(40_000));
+    assert_ne!(own["lease"], before["lease"], "a lease of one key is not shared with its copy");
+    // Its lease is gone: the entry gets the TTL that the lease had.
+    api.request("DELETE", "/v1/leases/fa").send().await.unwrap();
+    assert_eq!(import("?prefix=late/", export).await.1["imported"], json!(2));
+    let late = api.json("/v1/ttl/late/t/shared").await;
+    assert_eq!(late["ttl_ms"], json!(60_000));
+    assert_ne!(late["lease"], json!("00000000000000fa"));
+    let lost = "{\"key\":\"a\",\"value\":\"\"}\n{\"key\":\"b\",\"value\":\"\",\"lease\":\"00000000000000fb\"}\n";
+    let (status, problem) = import("", lost.to_owned()).await;
+    assert_eq!((status, &problem["code"], &problem["line"]), (404, &json!("lease-not-found"), &json!(2)));
+    let txn = json!({"then": [{"put": {"key": "x", "value": "1", "ttl": "30s"}}, {"get": {"key": "x"}}]});
+    let request = api.request("POST", "/v1/txn").header("content-type", "application/json");
+    let told: Value = request.body(txn.to_string()).send().await.unwrap().json().await.unwrap();
+    assert!(told["results"][0]["put"]["expires_at"].is_string(), "{told}");
+    assert_eq!(told["results"][1]["get"]["ttl_ms"], json!(30_000), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn waits_wake_at_the_change_and_end_at_their_time() {
     let api = Api::start().await;

@@ -1,6 +1,7 @@
 //! Several real processes as one cluster.
 
 use super::eventually;
+use super::links::Links;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 use std::fs::File;
@@ -92,6 +93,7 @@ pub(crate) struct Cluster {
     members: Vec<Process>,
     http: reqwest::Client,
     settings: Vec<String>,
+    links: Links,
 }
 
 /// A port that nobody listens on now, below those that the system gives out by itself.
@@ -110,7 +112,7 @@ impl Cluster {
     fn empty(settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&text| text.to_owned()).collect();
         let root = TempDir::new().expect("a temporary directory");
-        Self { root, members: Vec::new(), http: reqwest::Client::new(), settings }
+        Self { root, members: Vec::new(), http: reqwest::Client::new(), settings, links: Links::default() }
     }
 
     /// So many members by `--initial-cluster`, ready; one founds its cluster alone.
@@ -127,6 +129,34 @@ impl Cluster {
         (0..count).for_each(|member| cluster.relaunch(member));
         cluster.ready(&(0..count).collect::<Vec<_>>()).await;
         cluster
+    }
+
+    /// So many members that reach each other only through links that can be cut.
+    pub(crate) async fn linked(count: usize, settings: &[&str]) -> Self {
+        let mut cluster = Self::empty(settings);
+        for _ in 0..count {
+            cluster.prepare();
+        }
+        let door =
+            |(at, member): (usize, &Process)| format!("http://127.0.0.1:{}", cluster.links.door(at, member.peer_port));
+        let doors: Vec<String> = cluster.members.iter().enumerate().map(door).collect();
+        let named = |(at, url): (usize, &String)| format!("n{}={url}", at + 1);
+        let all: Vec<String> = doors.iter().enumerate().map(named).collect();
+        for (member, door) in cluster.members.iter_mut().zip(doors) {
+            member.arguments =
+                ["--initial-cluster".to_owned(), all.join(","), "--advertise-peer".to_owned(), door].into();
+        }
+        (0..count).for_each(|member| cluster.relaunch(member));
+        cluster.ready(&(0..count).collect::<Vec<_>>()).await;
+        cluster
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub(crate) fn client_address(&self, member: usize) -> String {
+        format!("127.0.0.1:{}", self.members[member].client_port)
     }
 
     /// So many members that find each other through the first.
@@ -195,6 +225,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .expect("the binary starts");
+        self.links.runs(at, Some(child.id()));
         member.child = Some(child);
     }
 

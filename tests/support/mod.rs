@@ -1,5 +1,6 @@
 //! Starts the real binary on a free port and ends it again: the only harness of the tests in `it`.
 
+pub(crate) mod links;
 pub(crate) mod members;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -187,4 +188,11 @@ pub(crate) async fn eventually(what: &str, within: Duration, mut ask: impl Async
         }
     };
     assert!(tokio::time::timeout(within, asking).await.is_ok(), "not within {} s: {what}", within.as_secs());
+}
+
+/// What a process holds in memory; `None` if it is gone.
+pub(crate) fn resident_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
 }

@@ -48,10 +48,6 @@ impl<'a> Fields<'a> {
         Problem::body(format!("`{path}` is not {expected}")).text("parameter", &path)
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.members.iter().any(|(known, _)| known == name)
-    }
-
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|(name, _)| &**name)
     }
@@ -60,14 +56,6 @@ impl<'a> Fields<'a> {
         self.taken.push(name);
         let at = self.members.iter().position(|(known, _)| known == name)?;
         Some(self.members.swap_remove(at).1)
-    }
-
-    /// Refuses members of the contract that this version does not have.
-    pub(crate) fn refuse_later(&self, names: &[&str]) -> Result<(), Problem> {
-        match names.iter().find(|name| self.has(name)) {
-            Some(name) => Err(Problem::not_yet(&self.path(name))),
-            None => Ok(()),
-        }
     }
 
     /// Everything has been taken.

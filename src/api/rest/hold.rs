@@ -11,7 +11,9 @@ use crate::api::call::{ALWAYS, Call, Outcome, Reply};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
 use crate::env::{Clock, TaskSet};
+use crate::model::limits::HOLD_TIMEOUT_S;
 use crate::model::{Caller, Failure, LeaseId, Rejection};
+use crate::net::Vanishing;
 use crate::service::{Context, Service};
 use bytes::Bytes;
 use futures_util::stream::unfold;
@@ -72,6 +74,7 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
         Some((Ok::<_, io::Error>(line), held))
     });
     let mut response = Response::new(Body::stream(lines).admitted(Some(admission)));
+    response.extensions_mut().insert(Vanishing(Duration::from_secs(HOLD_TIMEOUT_S)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));

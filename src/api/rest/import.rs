@@ -5,6 +5,7 @@ use super::idempotency;
 use super::keys::checked;
 use super::kv::foreign;
 use super::query::Names;
+use super::ttl::{lease_id, ttl_ms};
 use super::txn::stored_type;
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::json::Writer;
@@ -13,12 +14,14 @@ use crate::api::receive::{Reader, too_large};
 use crate::api::status::{Applied, Code};
 use crate::model::limits::TXN_OPS_MAX;
 use crate::model::{
-    Compare, CompareOp, CompareTarget, KeyRange, LeaseChoice, Op, OpReply, PutOp, Reply, Revision, Txn, TxnReply,
+    Compare, CompareOp, CompareTarget, Failure, KeyRange, LeaseChoice, LeaseId, Op, OpReply, PutOp, Rejection, Reply,
+    Revision, Txn, TxnReply,
 };
 use crate::service::{Context, Header};
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::StatusCode;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 const NAMES: Names = Names { allowed: &[&["on_conflict", "prefix"], ALWAYS], later: &["ns"] };
 /// Entries of one transaction. One less than the limit of operations: what is nested in a transaction may
@@ -125,7 +128,18 @@ impl Import {
         if line.trim_ascii().is_empty() {
             return Ok(());
         }
-        let put = entry(line, &self.prefix).map_err(|problem| problem.count("line", number))?;
+        let Entry { mut put, lease, ttl_ms } =
+            entry(line, &self.prefix).map_err(|problem| problem.count("line", number))?;
+        let service = &call.state.service;
+        put.lease = match (lease, ttl_ms) {
+            (Some(lease), _) if service.lease_is_shared(lease) => LeaseChoice::Attach(lease),
+            (_, Some(ttl_ms)) => LeaseChoice::Implicit { id: service.new_lease_id(), ttl_ms },
+            // Without its lease an entry that was to vanish would stay for ever.
+            (Some(lease), None) => {
+                return Err(Problem::from(Failure::from(Rejection::LeaseNotFound(lease))).count("line", number));
+            }
+            (None, None) => LeaseChoice::Detach,
+        };
         let max = call.state.options.request_bytes_max;
         if put.key.len() + put.value.len() > max {
             return Err(too_large(max).count("line", number));
@@ -193,11 +207,22 @@ fn missing(key: &Bytes) -> Compare {
     Compare { range: KeyRange::key(key.clone()), op: CompareOp::Equal, target: CompareTarget::Version(0) }
 }
 
+/// A line: what to put, and which lease the entry had.
+#[derive(Debug)]
+struct Entry {
+    put: PutOp,
+    lease: Option<LeaseId>,
+    ttl_ms: Option<u64>,
+}
+
 /// An `Entry` as a listing writes it. What the store assigns anew is read over.
-fn entry(line: &[u8], prefix: &Bytes) -> Result<PutOp, Problem> {
+fn entry(line: &[u8], prefix: &Bytes) -> Result<Entry, Problem> {
     let mut fields = Fields::of(parse_body(line)?, "")?;
-    // Without its lease an entry that was to vanish would stay for ever.
-    fields.refuse_later(&["lease", "ttl_ms"])?;
+    let lease = fields.text("lease")?.map(|text| lease_id("lease", &text)).transpose()?;
+    let ttl_ms = match fields.int("ttl_ms")? {
+        None => None,
+        Some(ms) => Some(ttl_ms("ttl_ms", Duration::from_millis(u64::try_from(ms).unwrap_or(0)))?),
+    };
     let key = fields.require_key()?;
     let key = if prefix.is_empty() { key } else { checked([&prefix[..], &key[..]].concat().into())? };
     let (value, is_json) = fields.value()?.ok_or_else(|| Problem::body("the entry has no value"))?;
@@ -206,7 +231,8 @@ fn entry(line: &[u8], prefix: &Bytes) -> Result<PutOp, Problem> {
         fields.int(assigned)?;
     }
     fields.finish()?;
-    Ok(PutOp { key, value, content_type, lease: LeaseChoice::Detach, prev_kv: false, ignore_value: false })
+    let put = PutOp { key, value, content_type, lease: LeaseChoice::Detach, prev_kv: false, ignore_value: false };
+    Ok(Entry { put, lease, ttl_ms })
 }
 
 /// Cuts chunks into lines.
@@ -265,10 +291,10 @@ mod tests {
             version: 2,
             lease: 0,
         };
-        let put = entry(&entry_bytes(&kv), &"p/".into()).unwrap();
+        let put = entry(&entry_bytes(&kv), &"p/".into()).unwrap().put;
         assert_eq!((&put.key[..], &put.value, put.content_type), (&b"p/\xffa"[..], &kv.value, kv.content_type.clone()));
         let leased = entry_bytes(&KeyValue { lease: 7, ..kv });
-        assert!(entry(&leased, &Bytes::new()).is_err());
+        assert_eq!(entry(&leased, &Bytes::new()).unwrap().lease, Some(7));
     }
 
     #[test]
@@ -277,6 +303,9 @@ mod tests {
             r#"{"key":"a"}"#,
             r#"{"value":"a"}"#,
             r#"{"key":"a","valu":"1"}"#,
+            r#"{"key":"a","value":"1","ttl_ms":0}"#,
+            r#"{"key":"a","value":"1","ttl_ms":-5}"#,
+            r#"{"key":"a","value":"1","lease":"x"}"#,
             "[]",
             "{",
             r#"{"key":"a","value":"1"} x"#,
@@ -302,7 +331,7 @@ mod tests {
 
     #[test]
     fn each_way_of_meeting_a_conflict_is_its_own_transaction() {
-        let put = entry(br#"{"key":"a","value":"1"}"#, &Bytes::new()).unwrap();
+        let put = entry(br#"{"key":"a","value":"1"}"#, &Bytes::new()).unwrap().put;
         assert!(transaction(OnConflict::Overwrite, vec![put.clone()]).compares.is_empty());
         assert_eq!(transaction(OnConflict::Fail, vec![put.clone()]).compares, [missing(&put.key)]);
         let skip = transaction(OnConflict::Skip, vec![put]);

@@ -227,7 +227,7 @@ async fn stream(call: &mut Call, context: Context, read: ReadOptions, listing: L
     let answer = call.state.service.list(&context, read, op.clone()).await?;
     let header = answer.header.clone();
     op.revision = answer.body.revision;
-    let first = lines(&answer.body, op.keys_only);
+    let first = lines(&call.state.service, &answer.body, op.keys_only);
     // The first page's bytes stand for every later one: only one page is held at a time.
     let admission = call.admit_answer(first.len())?;
     let left = listing.limit.map(|limit| limit.saturating_sub(answer.body.items.len() as u64));
@@ -249,10 +249,10 @@ async fn stream(call: &mut Call, context: Context, read: ReadOptions, listing: L
     Ok(Answered { header: Some(header), response })
 }
 
-fn lines(page: &ListPage, keys_only: bool) -> Bytes {
+fn lines(service: &Service, page: &ListPage, keys_only: bool) -> Bytes {
     let mut json = Writer::with_capacity(page.items.len() * 128);
     for kv in &page.items {
-        dto::entry(&mut json, kv, Values::unless(keys_only));
+        dto::entry_with_ttl(&mut json, kv, Values::unless(keys_only), service.lease_ttl_ms(kv.lease));
         json.newline();
     }
     json.into_bytes().into()
@@ -299,7 +299,7 @@ impl Pages {
             Ok(page) => {
                 self.left = self.left.map(|left| left.saturating_sub(page.items.len() as u64));
                 self.resume = page.next.clone();
-                Some(lines(&page, self.op.keys_only))
+                Some(lines(&self.service, &page, self.op.keys_only))
             }
             Err(failure) => Some(self.problem_line(failure)),
         }

@@ -7,7 +7,7 @@ use super::idempotency;
 use super::kv::foreign;
 use super::media::{EXPECTED, is_media_type};
 use super::query::{Names, unknown};
-use super::ttl::{NewId, choice_by_fields, lease_id};
+use super::ttl::{NewId, choice_by_fields, key_expires_at, lease_id};
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::json::{Node, Value, Writer};
 use crate::api::problem::Problem;
@@ -15,11 +15,12 @@ use crate::api::receive;
 use crate::api::status::Code;
 use crate::model::limits::{LIST_PAGE_BYTES_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, TXN_OPS_MAX};
 use crate::model::{
-    ClaimKind, ClaimName, Compare, CompareOp, CompareTarget, Fence, KeyRange, LeaseChoice, Op, OpReply, PutOp, RangeOp,
-    RangeSort, Reply, Revision, SortOrder, Txn, TxnReply,
+    ClaimKind, ClaimName, Compare, CompareOp, CompareTarget, Fence, KeyRange, KeyValue, LeaseChoice, LeaseId, Op,
+    OpReply, PutOp, RangeOp, RangeSort, Reply, Revision, SortOrder, Txn, TxnReply,
 };
 use bytes::Bytes;
 use hyper::StatusCode;
+use std::sync::Arc;
 
 const NAMES: Names = Names { allowed: &[&["strict"], ALWAYS], later: &["ns"] };
 const OPERATIONS: [&str; 5] = ["put", "delete", "get", "list", "add"];
@@ -44,7 +45,12 @@ pub(crate) async fn post(call: &mut Call) -> Outcome {
     let mut members = Writer::with_capacity(256);
     let refused = strict && !reply.succeeded;
     members.bool("succeeded", reply.succeeded);
-    encode(&mut members, &reply, shapes, Extent { revision: !refused, outcome_only })?;
+    let state = Arc::clone(&call.state);
+    let times = Times {
+        ttl_ms: &|lease| state.service.lease_ttl_ms(lease),
+        expires_at: &|lease| key_expires_at(&state, lease),
+    };
+    encode(&mut members, &reply, shapes, Extent { revision: !refused, outcome_only, times })?;
     if refused {
         let failed: Vec<String> = reply.failed_if.iter().map(u32::to_string).collect();
         let detail = format!("these compares do not hold: {}", failed.join(", "));
@@ -339,17 +345,25 @@ fn add(fields: &mut Fields<'_>, new_id: NewId<'_>) -> Result<(Op, Shape), Proble
     Ok((Op::Add { key, by, initial, min, max, clamp, lease }, Shape::Add))
 }
 
+/// What is known here, now, of the leases that results name.
+#[derive(Clone, Copy)]
+struct Times<'a> {
+    ttl_ms: &'a dyn Fn(LeaseId) -> Option<u64>,
+    expires_at: &'a dyn Fn(LeaseId) -> Option<String>,
+}
+
 /// Which members an answer has.
-#[derive(Debug, Clone, Copy)]
-struct Extent {
+#[derive(Clone, Copy)]
+struct Extent<'a> {
     /// A problem has its own.
     revision: bool,
     /// The results were too large to be kept for this replay.
     outcome_only: bool,
+    times: Times<'a>,
 }
 
 /// The members behind `succeeded`.
-fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], extent: Extent) -> Result<(), Problem> {
+fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], extent: Extent<'_>) -> Result<(), Problem> {
     if !reply.succeeded {
         json.name("failed_if");
         json.open_list();
@@ -366,7 +380,7 @@ fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], extent: Extent)
     }
     for (result, shape) in reply.results.iter().zip(shapes) {
         json.open();
-        encode_result(json, result, shape, reply.revision)?;
+        encode_result(json, result, shape, (reply.revision, extent.times))?;
         json.close();
     }
     json.close_list();
@@ -376,12 +390,21 @@ fn encode(json: &mut Writer, reply: &TxnReply, shapes: &[Shape], extent: Extent)
     Ok(())
 }
 
-fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: Revision) -> Result<(), Problem> {
+fn encode_result(
+    json: &mut Writer,
+    result: &OpReply,
+    shape: &Shape,
+    (revision, times): (Revision, Times<'_>),
+) -> Result<(), Problem> {
+    let entry =
+        |json: &mut Writer, kv: &KeyValue, values| dto::entry_with_ttl(json, kv, values, (times.ttl_ms)(kv.lease));
     match (shape, result) {
         (Shape::Put, OpReply::Put { key, version, created, lease, prev }) => {
             json.name("put");
             let (version, created, lease, previous) = (*version, *created, *lease, prev.as_ref());
-            dto::put(json, &dto::Put { key, revision, version, created, lease, expires_at: None, previous });
+            let expires_at = (times.expires_at)(lease);
+            let expires_at = expires_at.as_deref();
+            dto::put(json, &dto::Put { key, revision, version, created, lease, expires_at, previous });
         }
         (Shape::Delete { prev: wanted }, OpReply::Delete { deleted, prev }) => {
             json.name("delete");
@@ -391,7 +414,7 @@ fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: R
             None => json.raw("get", b"null"),
             Some(kv) => {
                 json.name("get");
-                dto::entry(json, kv, Values::Shown);
+                entry(json, kv, Values::Shown);
             }
         },
         (Shape::List { values, count_only }, OpReply::Range(range)) => {
@@ -401,7 +424,7 @@ fn encode_result(json: &mut Writer, result: &OpReply, shape: &Shape, revision: R
             if !count_only {
                 json.name("items");
                 json.open_list();
-                range.kvs.iter().for_each(|kv| dto::entry(json, kv, *values));
+                range.kvs.iter().for_each(|kv| entry(json, kv, *values));
                 json.close_list();
             }
             json.count("count", range.count);

@@ -1,10 +1,11 @@
-//! `bench`: a closed loop of connections against running members, or many watch streams (`watch`), with the
-//! server's own cost.
+//! `bench`: a closed loop of connections against running members, or many watch streams (`watch`), or coordination (`lock`,
+//! `lease`, `replay`), with the server's own cost.
 //!
 //! The load generator shares the machine with the server more often than not, so it must cost little:
 //! one task per connection with one request at a time, on one thread unless told otherwise, its own
 //! HTTP/1.1 exchange, and no allocation per request. It reports its own processor time too.
 
+mod coordinate;
 mod cost;
 mod keys;
 mod load;
@@ -31,6 +32,7 @@ pub(super) fn run(command: &BenchCommand, mut session: Session) -> Result<(), Cl
     let threads = match command {
         BenchCommand::Loop(command) => options(command).threads,
         BenchCommand::Watch(args) => args.threads,
+        BenchCommand::Lock(_) | BenchCommand::Lease(_) | BenchCommand::Replay(_) => 1,
     };
     let threads = usize::try_from(threads).unwrap_or(1);
     let runtime = match threads {
@@ -41,6 +43,9 @@ pub(super) fn run(command: &BenchCommand, mut session: Session) -> Result<(), Cl
     let outcome = match command {
         BenchCommand::Loop(command) => runtime.block_on(Box::pin(measure(command, &mut session))),
         BenchCommand::Watch(args) => runtime.block_on(Box::pin(watch::measure(args, &mut session))),
+        BenchCommand::Lock(args) => runtime.block_on(Box::pin(coordinate::lock(args, &mut session))),
+        BenchCommand::Lease(args) => runtime.block_on(Box::pin(coordinate::lease(args, &mut session))),
+        BenchCommand::Replay(args) => runtime.block_on(Box::pin(coordinate::replay(args, &mut session))),
     };
     session.close(outcome)
 }

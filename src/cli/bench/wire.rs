@@ -40,6 +40,20 @@ impl Wire {
     /// Sends the bytes of a request and reads its whole answer; gives the status, and whether the
     /// connection can be used again.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> io::Result<(u16, bool)> {
+        let (head, _, end) = self.answer(request).await?;
+        self.buffer.drain(..end);
+        Ok((head.status, !head.closes))
+    }
+
+    /// The same, with the body of an answer that tells its length.
+    pub(super) async fn ask(&mut self, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        let (head, from, end) = self.answer(request).await?;
+        let body = self.buffer.drain(..end).skip(from).collect();
+        if head.body == Body::Chunked { Err(odd("an answer in chunks")) } else { Ok((head.status, body)) }
+    }
+
+    /// Reads a whole answer into the buffer: its head, and where its body begins and ends.
+    async fn answer(&mut self, request: &[u8]) -> io::Result<(Head, usize, usize)> {
         self.stream.write_all(request).await?;
         let mut from = 0;
         let head_end = loop {
@@ -60,8 +74,7 @@ impl Wire {
         while self.buffer.len() < end {
             self.more().await?;
         }
-        self.buffer.drain(..end);
-        Ok((head.status, !head.closes))
+        Ok((head, head_end, end))
     }
 
     /// Where the last chunk ends.

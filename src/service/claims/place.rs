@@ -7,9 +7,9 @@
 use super::queue::{Standing, gone, standing};
 use super::{Claim, txns};
 use crate::machine::View;
-use crate::model::{Caller, ClaimKind, ClaimName, Failure, LeaseId, Rejection, Revision, Why};
+use crate::model::{Caller, ClaimName, Failure, KeyRange, LeaseId, Rejection, Revision, Why, limits};
 use crate::service::{Context, Header, Service, timed_out};
-use crate::watch::{KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
+use crate::watch::{Hub, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 use bytes::Bytes;
 use std::future::Future;
 use std::time::Duration;
@@ -63,32 +63,23 @@ impl Place {
     pub(super) async fn turn(&self) -> Result<(), Failure> {
         let hub = &self.service.inner.parts.hub;
         let mut own = hub.wait_key(self.key.clone())?;
-        let mut before = match self.of.kind {
-            ClaimKind::Semaphore => Before::Any(Box::new(hub.watch(WatchSpec {
-                targets: vec![self.of.claims()],
-                after: None,
-                kinds: Kinds { puts: false, deletes: true },
-            })?)),
-            ClaimKind::Lock | ClaimKind::Election => Before::Unknown,
-        };
+        let mut before: Option<Before> = None;
         loop {
             let view = self.service.newest();
             match standing(&view, &self.caller, &self.of, (&self.key, self.token))? {
                 Standing::Holds => return Ok(()),
                 Standing::Gone => return Err(gone(&view, &self.of, self.lease)),
-                Standing::Behind(key) => match &before {
-                    Before::Any(_) => {}
-                    Before::Key(known, _) if *known == key => {}
-                    Before::Unknown | Before::Key(..) => {
-                        before = Before::Key(key.clone(), hub.wait_key(key)?);
+                Standing::Behind(keys) => {
+                    if before.as_ref().is_none_or(|before| before.keys != keys) {
+                        before = Some(Before::register(hub, &self.of, keys)?);
                         continue;
                     }
-                },
+                }
             }
             drop(view);
             let running = tokio::select! {
                 running = own.changed() => running,
-                running = before.changed() => running,
+                running = changed(&mut before) => running,
             };
             if !running {
                 return Err(timed_out(Why::ShuttingDown));
@@ -184,23 +175,40 @@ impl Place {
     }
 }
 
-/// What a waiter waits for.
-enum Before {
-    Unknown,
-    /// The deletion of the claim just before: whoever is behind many others is not woken for each.
-    Key(Bytes, KeyWait),
-    /// Any deletion in the queue of a semaphore.
-    Any(Box<Watcher>),
+/// The claims before a waiter that are in its way, and the wait for one of them to be deleted.
+struct Before {
+    keys: Vec<Bytes>,
+    wait: Wait,
+}
+
+enum Wait {
+    /// Whoever is behind many others is not woken for each.
+    One(KeyWait),
+    Some(Box<Watcher>),
 }
 
 impl Before {
-    /// False when the member is shutting down.
-    async fn changed(&mut self) -> bool {
-        match self {
-            Self::Unknown => true,
-            Self::Key(_, wait) => wait.changed().await,
-            Self::Any(watcher) => !matches!(watcher.next().await, WatchItem::Closed(_)),
-        }
+    fn register(hub: &Hub, of: &ClaimName, keys: Vec<Bytes>) -> Result<Self, Failure> {
+        let wait = match &keys[..] {
+            [key] => Wait::One(hub.wait_key(key.clone())?),
+            keys => {
+                // More than a watch follows: any deletion in the queue is looked at then.
+                let some = !keys.is_empty() && keys.len() <= limits::WATCH_TARGETS_MAX;
+                let targets = if some { keys.iter().cloned().map(KeyRange::key).collect() } else { vec![of.claims()] };
+                let kinds = Kinds { puts: false, deletes: true };
+                Wait::Some(Box::new(hub.watch(WatchSpec { targets, after: None, kinds })?))
+            }
+        };
+        Ok(Self { keys, wait })
+    }
+}
+
+/// False when the member is shutting down.
+async fn changed(before: &mut Option<Before>) -> bool {
+    match before.as_mut().map(|before| &mut before.wait) {
+        None => std::future::pending().await,
+        Some(Wait::One(wait)) => wait.changed().await,
+        Some(Wait::Some(watcher)) => !matches!(watcher.next().await, WatchItem::Closed(_)),
     }
 }
 

@@ -28,9 +28,9 @@ pub struct ClaimPage {
 /// Where a claim stands in its queue.
 pub(super) enum Standing {
     Holds,
-    /// Not before the claim at this key is gone. Of a semaphore it is the last one before, which may go later than
-    /// needed: any deletion may let it in.
-    Behind(Bytes),
+    /// Not before one of the claims at these keys is gone. Of a semaphore they are the nearest ones before it
+    /// that leave too few permits: whoever gives up a permit wakes only the one who can have it.
+    Behind(Vec<Bytes>),
     Gone,
 }
 
@@ -130,13 +130,9 @@ pub(super) fn standing(
     if of.kind == ClaimKind::Semaphore {
         let (limit, sorted) = sorted(view, caller, of)?;
         let at = sorted.iter().position(|kv| kv.key == *key).unwrap_or(sorted.len());
-        let last_before = at.checked_sub(1).and_then(|before| sorted.get(before)).map(|kv| kv.key.clone());
-        return Ok(match last_before {
-            _ if at < holders(of, limit.unwrap_or(0), &sorted) => Standing::Holds,
-            Some(before) => Standing::Behind(before),
-            // More permits than the limit: refused before it is queued, but a foreign client may do it.
-            None => Standing::Behind(key.clone()),
-        });
+        let limit = limit.unwrap_or(0);
+        let waits = at >= holders(of, limit, &sorted);
+        return Ok(if waits { Standing::Behind(in_the_way(limit, &sorted, at)) } else { Standing::Holds });
     }
     let before = RangeOp {
         max_create_revision: token - 1,
@@ -147,7 +143,22 @@ pub(super) fn standing(
         ..RangeOp::newest(of.claims())
     };
     let before = view.range(caller, &before)?.kvs.into_iter().next();
-    Ok(before.map_or(Standing::Holds, |kv| Standing::Behind(kv.key)))
+    Ok(before.map_or(Standing::Holds, |kv| Standing::Behind(vec![kv.key])))
+}
+
+/// The nearest claims before the one at `at` with which it cannot hold, as long as all of them are there. None if
+/// it asks for more than the limit: refused before it is queued, but a foreign client may do it.
+fn in_the_way(limit: u64, sorted: &[KeyValue], at: usize) -> Vec<Bytes> {
+    let mut used = sorted.get(at).map_or(1, |own| permits(&own.value));
+    let mut keys = Vec::new();
+    for before in sorted[..at.min(sorted.len())].iter().rev() {
+        if used > limit {
+            break;
+        }
+        used = used.saturating_add(permits(&before.value));
+        keys.push(before.key.clone());
+    }
+    keys
 }
 
 /// Why a claim is not there any more.
@@ -155,5 +166,54 @@ pub(super) fn gone(view: &View, of: &ClaimName, lease: LeaseId) -> Failure {
     match view.lease(lease) {
         None => Rejection::LeaseNotFound(lease).into(),
         Some(_) => Rejection::ClaimNotFound { of: of.clone(), lease }.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn claim(at: usize, permits: u64) -> KeyValue {
+        KeyValue {
+            key: format!("{at}").into(),
+            value: permits.to_string().into(),
+            value_size: 0,
+            content_type: None,
+            create_revision: 1,
+            mod_revision: 1,
+            version: 1,
+            lease: 1,
+        }
+    }
+
+    #[test]
+    fn of_single_permits_a_release_concerns_one_waiter() {
+        let queue: Vec<KeyValue> = (0..10).map(|at| claim(at, 1)).collect();
+        let woken = |released: &str| -> Vec<usize> {
+            (3..10).filter(|at| in_the_way(3, &queue, *at).iter().any(|key| key == released)).collect()
+        };
+        assert_eq!(woken("0"), [3]);
+        assert_eq!(woken("2"), [3, 4, 5]);
+    }
+
+    proptest! {
+        /// Whatever else is given up, nobody holds while all that it waits for is there; and somebody waits
+        /// for something whenever it does not hold.
+        #[test]
+        fn no_release_that_lets_in_is_missed(
+            wants in proptest::collection::vec(1..4_u64, 1..12), limit in 3..6_u64, gone in proptest::collection::vec(any::<bool>(), 12),
+        ) {
+            let of = ClaimName::new(ClaimKind::Semaphore, "s");
+            let queue: Vec<KeyValue> = wants.iter().enumerate().map(|(at, permits)| claim(at, *permits)).collect();
+            for at in holders(&of, limit, &queue)..queue.len() {
+                let keys = in_the_way(limit, &queue, at);
+                prop_assert!(!keys.is_empty());
+                let stays = |(other, kv): &(usize, &KeyValue)| *other >= at || keys.contains(&kv.key) || !gone[*other];
+                let left: Vec<KeyValue> = queue.iter().enumerate().filter(stays).map(|(_, kv)| kv.clone()).collect();
+                let now = left.iter().position(|kv| kv.key == queue[at].key).unwrap();
+                prop_assert!(now >= holders(&of, limit, &left), "{at} of {wants:?} holds");
+            }
+        }
     }
 }

@@ -11,12 +11,15 @@ use crate::api::problem::{Around, Problem};
 use crate::api::receive;
 use crate::api::rest::idempotency;
 use crate::model::ClaimKind;
+use crate::model::limits::HOLD_TIMEOUT_S;
+use crate::net::Vanishing;
 use crate::service::claims::{Acquired, Hold, HoldStep};
 use bytes::Bytes;
 use futures_util::stream::unfold;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use std::io;
+use std::time::Duration;
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -46,7 +49,9 @@ pub(crate) async fn post(call: &mut Call, kind: ClaimKind) -> Outcome {
         let line = telling.next().await?;
         Some((Ok::<_, io::Error>(line), telling))
     });
-    Ok(stream(answer.header, Body::stream(lines).admitted(Some(admission)), "application/x-ndjson"))
+    let mut reply = stream(answer.header, Body::stream(lines).admitted(Some(admission)), "application/x-ndjson");
+    reply.response.extensions_mut().insert(Vanishing(Duration::from_secs(HOLD_TIMEOUT_S)));
+    Ok(reply)
 }
 
 pub(super) fn stream(header: crate::service::Header, body: Body, content_type: &'static str) -> Reply {

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::api::problem::Around;
-use crate::model::{KeyValue, RangeReply};
+use crate::model::RangeReply;
+
+const TIMES: Times<'static> = Times { ttl_ms: &|_| None, expires_at: &|_| None };
 
 fn decoded(text: &str) -> Request {
     decode(text.as_bytes(), &|| 77).unwrap_or_else(|problem| panic!("{text}: {}", json(&problem)))
@@ -139,7 +141,7 @@ fn results_read_as_documented() {
     ];
     let reply = TxnReply { succeeded: true, failed_if: vec![], revision: 43, results };
     let mut members = Writer::default();
-    encode(&mut members, &reply, &shapes, Extent { revision: true, outcome_only: false }).unwrap();
+    encode(&mut members, &reply, &shapes, Extent { revision: true, outcome_only: false, times: TIMES }).unwrap();
     let expected = concat!(
         r#""revision":43,"results":[{"put":{"key":"a","revision":43,"version":1,"created":true}},"#,
         r#"{"delete":{"deleted":1,"revision":43,"previous":[{"key":"a","value":"1","create_revision":2,"mod_revision":2,"version":1}]}},"#,
@@ -151,10 +153,40 @@ fn results_read_as_documented() {
 }
 
 #[test]
+fn results_say_how_long_their_keys_stay() {
+    let kv = KeyValue {
+        key: "a".into(),
+        value: "1".into(),
+        value_size: 1,
+        content_type: None,
+        create_revision: 2,
+        mod_revision: 2,
+        version: 1,
+        lease: 7,
+    };
+    let results = vec![
+        OpReply::Put { key: "a".into(), version: 1, created: true, lease: 7, prev: None },
+        OpReply::Range(RangeReply { kvs: vec![kv], more: false, count: 1 }),
+    ];
+    let reply = TxnReply { succeeded: true, failed_if: vec![], revision: 43, results };
+    let times = Times {
+        ttl_ms: &|lease| (lease == 7).then_some(5000),
+        expires_at: &|lease| (lease == 7).then(|| "then".to_owned()),
+    };
+    let mut members = Writer::default();
+    encode(&mut members, &reply, &[Shape::Put, Shape::Get], Extent { revision: true, outcome_only: false, times })
+        .unwrap();
+    let told = String::from_utf8(members.into_bytes()).unwrap();
+    assert!(told.contains(r#""lease":"0000000000000007","expires_at":"then""#), "{told}");
+    assert!(told.contains(r#""lease":"0000000000000007","ttl_ms":5000"#), "{told}");
+}
+
+#[test]
 fn a_reply_that_does_not_fit_is_a_fault_and_not_a_guess() {
     let reply = TxnReply { succeeded: true, failed_if: vec![], revision: 1, results: vec![] };
-    let encoded =
-        |outcome_only| encode(&mut Writer::default(), &reply, &[Shape::Put], Extent { revision: true, outcome_only });
+    let encoded = |outcome_only| {
+        encode(&mut Writer::default(), &reply, &[Shape::Put], Extent { revision: true, outcome_only, times: TIMES })
+    };
     assert!(encoded(false).is_err());
     assert!(encoded(true).is_ok());
 }
