@@ -136,7 +136,7 @@ impl Process {
         let view = self.consensus.reader().view();
         let state = self.consensus.state();
         format!(
-            "term {} leader {:?} last {:?} committed {:?} applied {:?} recovered {} revision {} leases {} hash {:x} voters {:?}",
+            "term {} leader {:?} last {:?} committed {:?} applied {:?} recovered {} revision {} leases {} hash {:x} voters {:?} members {:?}",
             state.term,
             state.leader,
             state.last_log,
@@ -147,6 +147,7 @@ impl Process {
             view.stats().leases,
             view.state_hash(),
             self.consensus.voters(),
+            self.consensus.members().into_keys().collect::<Vec<_>>(),
         )
     }
 }

@@ -319,7 +319,8 @@ impl World {
         }
         self.run_until("a leader", ANSWERS_US, |world| world.leader().is_some() && !world.members().is_empty());
         let answered: Arc<Mutex<Vec<MemberId>>> = Arc::default();
-        for id in self.known() {
+        let asked = self.known();
+        for id in asked.clone() {
             let (net, ledger) = (self.setting.net.clone(), self.setting.ledger.clone());
             let mut client = Client::new(format!("healer{id}"), (&net, &ledger), self.rng.fork(), &self.ending);
             let answered = answered.clone();
@@ -341,7 +342,8 @@ impl World {
         self.run_until("every member answers", ANSWERS_US, |world| {
             let answered = answered.lock();
             let members = world.members();
-            !members.is_empty() && members.iter().all(|id| answered.contains(id))
+            // Who is added meanwhile is not asked.
+            !members.is_empty() && members.iter().filter(|id| asked.contains(id)).all(|id| answered.contains(id))
         });
         self.ending.store(true, Ordering::Relaxed);
         self.run_until("the clients come to their end", ANSWERS_US, |world| world.busy.load(Ordering::Relaxed) == 0);
