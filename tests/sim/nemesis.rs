@@ -17,6 +17,8 @@ pub(crate) struct Nemesis {
     rng: Rng,
     next_us: u64,
     mends: Vec<(u64, Mend)>,
+    /// When a snapshot or a compaction is due, beside the faults.
+    upkeep_us: u64,
     /// Faults that acted.
     pub(crate) acted: u64,
 }
@@ -28,7 +30,7 @@ enum Mend {
 
 impl Nemesis {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { rng, next_us: 1_500_000, mends: Vec::new(), acted: 0 }
+        Self { rng, next_us: 1_500_000, mends: Vec::new(), upkeep_us: 1_000_000, acted: 0 }
     }
 
     /// What is due now.
@@ -41,6 +43,10 @@ impl Nemesis {
                 Mend::Link(from, to) => world.net().mend(from, to),
                 Mend::Slow(to) => world.net().slow(to, 0),
             }
+        }
+        if now_us >= self.upkeep_us {
+            self.upkeep_us = now_us + self.rng.between(200_000, 1_200_000);
+            self.upkeep(world);
         }
         if now_us < self.next_us {
             return;
@@ -106,6 +112,10 @@ impl Nemesis {
             Fault::WallStep => {
                 let offset_ms = i64::try_from(self.rng.below(7_200_000)).unwrap_or(0) - 3_600_000;
                 world.step_wall(victim, offset_ms);
+                // Whoever measures leadership by it must not go on leading.
+                if self.rng.percent(75) {
+                    self.divide(Fault::Isolate, victim, world);
+                }
                 return Some(format!("member {victim} by {offset_ms} ms"));
             }
             Fault::Isolate | Fault::OneWay | Fault::Split | Fault::Slow => return self.divide(fault, victim, world),
@@ -113,21 +123,30 @@ impl Nemesis {
                 let home = world.net().home(victim)?;
                 home.runtime.clone().spawn(async move { home.consensus.hand_over().await });
             }
-            Fault::Snapshot => {
-                let home = world.net().home(victim)?;
-                home.runtime.clone().spawn(async move { drop(home.consensus.trigger_snapshot(ASKED).await) });
-            }
-            Fault::Compact => {
-                let home = world.net().home(victim)?;
-                let keep = i64::try_from(self.rng.between(1, 200)).unwrap_or(1);
-                home.runtime.clone().spawn(async move {
-                    let context = Context::new(Caller::System, ASKED);
-                    drop(home.service.compact(&context, CompactTarget::KeepRevisions(keep)).await);
-                });
-            }
             Fault::Membership => world.request_change(),
         }
         Some(format!("member {victim}"))
+    }
+
+    /// What goes on all the time in runs that have it.
+    fn upkeep(&mut self, world: &World) -> Option<()> {
+        let up = world.up();
+        let home = world.net().home(*self.rng.pick(&up)?)?;
+        let swarm = world.swarm();
+        if swarm.snapshots && self.rng.percent(40) {
+            let home = home.clone();
+            home.runtime.clone().spawn(async move { drop(home.consensus.trigger_snapshot(ASKED).await) });
+        }
+        if swarm.compactions {
+            // Mostly so near that slow watchers are left behind it.
+            let most = if self.rng.percent(60) { 8 } else { 200 };
+            let keep = i64::try_from(self.rng.between(1, most)).unwrap_or(1);
+            home.runtime.clone().spawn(async move {
+                let context = Context::new(Caller::System, ASKED);
+                drop(home.service.compact(&context, CompactTarget::KeepRevisions(keep)).await);
+            });
+        }
+        Some(())
     }
 
     fn survivors(&mut self) -> Survivors {
@@ -138,7 +157,7 @@ impl Nemesis {
     }
 
     fn divide(&mut self, fault: Fault, victim: MemberId, world: &World) -> Option<String> {
-        let until_us = self.until(world, 300, 5_000);
+        let until_us = self.until(world, if fault == Fault::Slow { 2_000 } else { 300 }, 5_000);
         let everybody = world.known();
         let others: Vec<MemberId> = everybody.iter().copied().filter(|id| *id != victim).collect();
         match fault {
@@ -151,7 +170,7 @@ impl Nemesis {
                 return Some(format!("member {victim}, deaf: {deaf}"));
             }
             Fault::Slow => {
-                let by_us = self.rng.between(50_000, 2_000_000);
+                let by_us = self.rng.between(100_000, 2_500_000);
                 world.net().slow(victim, by_us);
                 self.mends.push((until_us, Mend::Slow(victim)));
                 return Some(format!("member {victim} by {} ms", by_us / 1000));

@@ -46,7 +46,7 @@ struct Wires {
     parcels: BTreeMap<(u64, u64), Parcel>,
     numbered: u64,
     cut: BTreeSet<(MemberId, MemberId)>,
-    /// What is added to the way to a member.
+    /// What is added to the way between a member and the others.
     slow_us: BTreeMap<MemberId, u64>,
     homes: BTreeMap<MemberId, Home>,
     calm: bool,
@@ -123,6 +123,13 @@ impl Net {
         self.0.lock().slow_us.insert(to, by_us);
     }
 
+    /// A running member that is far behind the others, if there is one.
+    pub(crate) fn slowed(&self) -> Option<MemberId> {
+        let wires = self.0.lock();
+        let slow = wires.slow_us.iter().filter(|(id, by_us)| **by_us > 0 && wires.homes.contains_key(id));
+        slow.map(|(id, _)| *id).next()
+    }
+
     /// From now on nothing is lost, doubled, cut off or slow.
     pub(crate) fn calm(&self) {
         let mut wires = self.0.lock();
@@ -159,7 +166,7 @@ impl Net {
     fn send(&self, from: MemberId, to: MemberId, after: u64, action: impl FnOnce() + Send + 'static) -> u64 {
         let mut wires = self.0.lock();
         let life = wires.homes.get(&to).map(|home| home.life);
-        let at = wires.arrival(to).max(after);
+        let at = wires.arrival(from, to).max(after);
         if to != CLIENTS && life.is_none() {
             return at;
         }
@@ -239,10 +246,11 @@ impl Wires {
         self.cut.contains(&(from, to))
     }
 
-    fn arrival(&mut self, to: MemberId) -> u64 {
+    fn arrival(&mut self, from: MemberId, to: MemberId) -> u64 {
         let (low, high) = self.swarm.delay_us;
-        let slow = self.slow_us.get(&to).copied().unwrap_or(0);
-        self.now_us + self.rng.between(low, high) + slow
+        let slow = |id: MemberId| self.slow_us.get(&id).copied().unwrap_or(0);
+        let slow_us = if from == CLIENTS || to == CLIENTS { 0 } else { slow(from).max(slow(to)) };
+        self.now_us + self.rng.between(low, high) + slow_us
     }
 
     fn loses(&mut self, from: MemberId, to: MemberId) -> bool {

@@ -19,7 +19,7 @@ pub(crate) enum Fault {
     OneWay,
     /// Two halves.
     Split,
-    /// What goes to a member takes up to seconds.
+    /// What goes between a member and the others takes up to seconds.
     Slow,
     /// The log's disk does not answer.
     DiskHang,
@@ -29,11 +29,9 @@ pub(crate) enum Fault {
     Transfer,
     /// A member is added, made a voter, and later removed.
     Membership,
-    Snapshot,
-    Compact,
 }
 
-pub(crate) const FAULTS: [Fault; 14] = [
+pub(crate) const FAULTS: [Fault; 12] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutAll,
@@ -46,8 +44,6 @@ pub(crate) const FAULTS: [Fault; 14] = [
     Fault::WallStep,
     Fault::Transfer,
     Fault::Membership,
-    Fault::Snapshot,
-    Fault::Compact,
 ];
 
 #[derive(Debug, Clone)]
@@ -70,6 +66,9 @@ pub(crate) struct Swarm {
     pub(crate) ring_bytes: usize,
     pub(crate) segment_bytes: u64,
     pub(crate) workers: u64,
+    /// Snapshots and compactions besides those that are due by themselves.
+    pub(crate) snapshots: bool,
+    pub(crate) compactions: bool,
 }
 
 impl Swarm {
@@ -94,6 +93,8 @@ impl Swarm {
             ring_bytes: if rng.percent(50) { 4 << 10 } else { 1 << 20 },
             segment_bytes: rng.between(16, 128) << 10,
             workers: rng.between(3, 6),
+            snapshots: rng.percent(60),
+            compactions: rng.percent(60),
         }
     }
 }

@@ -214,9 +214,9 @@ impl Client {
             progress_every: Some(Duration::from_millis(self.rng.between(40, 300))),
             min_revision: None,
         };
-        let lasts = Duration::from_millis(self.rng.between(200, 3_000));
-        // A slow reader falls out of the ring.
-        let pause = Duration::from_millis(if self.rng.percent(40) { self.rng.between(20, 200) } else { 0 });
+        let lasts = Duration::from_millis(self.rng.between(300, 4_000));
+        // A slow reader falls out of the ring, and perhaps behind a compaction.
+        let pause = Duration::from_millis(if self.rng.percent(50) { self.rng.between(50, 1_200) } else { 0 });
         let (context, ledger) = (self.context(), self.ledger.clone());
         let at = {
             let mut book = self.ledger.book();
@@ -305,9 +305,11 @@ impl Client {
     async fn hold_lock(&mut self) -> Option<()> {
         let name = format!("lock-{}", self.rng.below(2));
         let of = ClaimName::new(ClaimKind::Lock, name.clone());
-        let to = self.anyone()?;
+        // Mostly where it would be noticed that a claim is granted by who does not know.
+        let slowed = self.net.slowed().filter(|_| self.rng.percent(70));
+        let to = slowed.or_else(|| self.anyone())?;
         let wait = Duration::from_millis(self.rng.between(100, 4_000));
-        let session = Session::New { ttl_ms: self.rng.between(1_000, 2_500), label: LeaseLabel::default() };
+        let session = Session::New { ttl_ms: self.rng.between(1_000, 1_800), label: LeaseLabel::default() };
         let request = ClaimRequest { of: of.clone(), session, value: Bytes::new(), permits: 1, limit: None };
         let (context, asked_us) = (self.context(), self.net.now_us());
         let asked = self.ask(to, move |home| {
@@ -327,7 +329,7 @@ impl Client {
         let lease = claim.lease;
         for _ in 0..self.rng.below(4) {
             // Sometimes longer than the lease lasts: then the fence must refuse.
-            self.think(10, 900).await;
+            self.think(10, 500).await;
             self.guarded(&name, Fence { of: of.clone(), token: claim.token }).await;
         }
         if self.rng.percent(70) {

@@ -201,7 +201,10 @@ impl World {
             tasks.push(Box::pin(client(format!("h{at}")).lock()));
         }
         tasks.push(Box::pin(client("l2".to_owned()).lease()));
-        tasks.push(Box::pin(client("h2".to_owned()).lock()));
+        tasks.push(Box::pin(client("f2".to_owned()).follow()));
+        for at in 2..5 {
+            tasks.push(Box::pin(client(format!("h{at}")).lock()));
+        }
         tasks.push(Box::pin(client("op".to_owned()).operate(self.orders.clone())));
         for task in tasks {
             self.employ(task);
