@@ -16,7 +16,7 @@ use tenure::raft::MemberId;
 use tenure::service::{Answer, Consistency, Context, ReadOptions};
 
 /// Above every timeout that a request is sent with.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(9);
 
 pub(crate) struct Client {
     pub(crate) name: String,

@@ -170,7 +170,7 @@ impl Nemesis {
                 return Some(format!("member {victim}, deaf: {deaf}"));
             }
             Fault::Slow => {
-                let by_us = self.rng.between(100_000, 2_500_000);
+                let by_us = self.rng.between(200_000, 1_300_000);
                 world.net().slow(victim, by_us);
                 self.mends.push((until_us, Mend::Slow(victim)));
                 return Some(format!("member {victim} by {} ms", by_us / 1000));

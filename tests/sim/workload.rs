@@ -311,7 +311,8 @@ impl Client {
         let wait = Duration::from_millis(self.rng.between(100, 4_000));
         let session = Session::New { ttl_ms: self.rng.between(1_000, 1_800), label: LeaseLabel::default() };
         let request = ClaimRequest { of: of.clone(), session, value: Bytes::new(), permits: 1, limit: None };
-        let (context, asked_us) = (self.context(), self.net.now_us());
+        let context = Context { timeout: Duration::from_secs(3), ..self.context() };
+        let asked_us = self.net.now_us();
         let asked = self.ask(to, move |home| {
             Box::pin(async move { home.service.claim_acquire(&context, request, wait, None).await })
         });
