@@ -67,5 +67,4 @@ simulated NewLeaderCutsLeases leases
 simulated KeepAliveWithoutQuorum leases
 simulated SnapshotForgetsRequests
 simulated SnapshotForgetsLeases
-simulated ClaimNotConfirmed locks
 echo "mutants: none survived"
