@@ -5,11 +5,15 @@
 //! applies; what it needs stays in the block store until it is dropped; which records it holds
 //! depends on logical state only, not on what has been trimmed (how they are packed does).
 
+#[cfg(feature = "mutants")]
+use super::hash;
 use super::root::{Lease, Numbers, Root, label_bytes};
 use super::timeline::Timeline;
 use super::writer::Machine;
 use crate::model::{Fault, LeaseId, LeaseLabel, LogPosition, Revision, codec, limits};
 use crate::storage::blocks::{Pin, WalkedBlock, WalkedContent, after};
+#[cfg(feature = "mutants")]
+use crate::storage::mutant::{self, Mutant};
 use crate::storage::record::{Block, Record, encode_block};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -118,6 +122,11 @@ impl Image {
     /// # Errors
     /// Of the block store, or of `emit`, which ends the stream.
     pub fn write_to(&self, emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
+        #[cfg(feature = "mutants")]
+        let forgetful = forgetful(&self.root);
+        #[cfg(feature = "mutants")]
+        let root = &forgetful;
+        #[cfg(not(feature = "mutants"))]
         let root = &*self.root;
         let header = Header {
             numbers: root.numbers,
@@ -227,6 +236,24 @@ impl Packer<'_> {
         }
         Ok(self.count)
     }
+}
+
+/// The planted bugs: a state that has lost a part of itself, and does not know.
+#[cfg(feature = "mutants")]
+fn forgetful(root: &Root) -> Root {
+    let mut root = root.clone();
+    if mutant::is_active(Mutant::SnapshotForgetsRequests) {
+        while root.idempotency.len() > 0 {
+            root.idempotency.expire(u64::MAX, &mut root.sum);
+        }
+    }
+    if mutant::is_active(Mutant::SnapshotForgetsLeases) {
+        let leases = std::mem::take(&mut root.leases);
+        leases.iter().for_each(|(id, lease)| root.sum.remove(hash::lease(*id, lease)));
+        let attached = std::mem::take(&mut root.attached);
+        attached.iter().for_each(|(id, key)| root.sum.remove(hash::attachment(*id, key)));
+    }
+    root
 }
 
 fn block<T: Serialize>(kind: u8, content: &T) -> Result<Vec<u8>, Fault> {

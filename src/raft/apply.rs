@@ -257,6 +257,10 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            if self.applier.planted() == Some(Mutant::AppliedAheadOfData) {
+                self.applier.progress.send_modify(|progress| progress.applied = Some(position(&entry.log_id)));
+                tokio::task::yield_now().await;
+            }
             if self.applier.planted() != Some(Mutant::ApplyAheadOfFlush) {
                 self.applier.flushed.covers(entry.log_id.index).await;
             }

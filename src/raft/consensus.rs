@@ -18,7 +18,7 @@ use crate::env::{Clock, TaskSet};
 use crate::machine::{self, Machine, Outcome, Reader};
 use crate::model::{self, Failure, Fault, LogPosition, Proposal, Why};
 use crate::storage::blocks::BlockStore;
-use crate::storage::mutant::Mutant;
+use crate::storage::mutant::{self, Mutant};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::wal::{Recovered, Wal};
 use crate::telemetry::metrics::Metrics;
@@ -173,6 +173,8 @@ struct Inner {
     ending: Arc<AtomicBool>,
     wal: Wal,
     tasks: TaskSet,
+    #[cfg(feature = "mutants")]
+    lease_until_ms: AtomicU64,
 }
 
 impl fmt::Debug for Consensus {
@@ -248,6 +250,8 @@ impl Consensus {
             ending,
             wal,
             tasks,
+            #[cfg(feature = "mutants")]
+            lease_until_ms: AtomicU64::new(0),
         }));
         consensus.0.tasks.spawn_until_stop("membership", consensus.clone().finish_changes());
         Ok(consensus)
@@ -291,11 +295,30 @@ impl Consensus {
     /// If leadership is not confirmed in time.
     pub async fn read_barrier(&self, timeout: Duration) -> Result<(), Failure> {
         self.ensure_able()?;
-        if self.0.link.leads_alone() {
+        if self.0.link.leads_alone() || mutant::is_active(Mutant::LocalReads) {
             return Ok(());
+        }
+        #[cfg(feature = "mutants")]
+        if mutant::is_active(Mutant::LeaseReadsOnWallClock) {
+            return self.barrier_by_wall_clock(timeout).await;
         }
         let barrier = if self.0.link.leads() { &self.0.barrier } else { &self.0.remote_barrier };
         barrier.wait(timeout).await.map(drop)
+    }
+
+    /// The planted bug: a lease that the wall clock measures.
+    #[cfg(feature = "mutants")]
+    async fn barrier_by_wall_clock(&self, timeout: Duration) -> Result<(), Failure> {
+        let wall_ms = self.clock().wall_ms();
+        let (leads, until_ms) = (self.0.link.leads(), self.0.lease_until_ms.load(Ordering::SeqCst));
+        if leads && wall_ms < until_ms {
+            return Ok(());
+        }
+        let barrier = if leads { &self.0.barrier } else { &self.0.remote_barrier };
+        barrier.wait(timeout).await?;
+        let lease_ms = if leads { millis(self.0.options.election_max) } else { 0 };
+        self.0.lease_until_ms.store(wall_ms + lease_ms, Ordering::SeqCst);
+        Ok(())
     }
 
     /// As `read_barrier`, and after it this member has led at some time since the call. It is never

@@ -8,6 +8,8 @@ use super::members::Change;
 use super::snapshots::Stored;
 use super::types::{Member, MemberId, Types, Vote};
 use crate::model::{Fault, codec};
+#[cfg(feature = "mutants")]
+use crate::storage::mutant::{self, Mutant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -284,6 +286,8 @@ impl NetStreamAppend<Types> for Client {
     where
         S: futures_util::Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
+        #[cfg(feature = "mutants")]
+        let (input, sent) = noted(input);
         // What cannot be encoded ends the stream of requests, and with it that of the answers.
         let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
@@ -305,10 +309,44 @@ impl NetStreamAppend<Types> for Client {
             let answers = answers.map(|answer| {
                 codec::decode::<StreamAppendResult<Types>>("peer's answer", &answer.map_err(failed)?).map_err(broken)
             });
+            #[cfg(feature = "mutants")]
+            if lane == Lane::Append && mutant::is_active(Mutant::AckBeforeQuorum) {
+                let answers: RaftStream<'s, _> = Box::pin(taken_for_answers(sent, answers));
+                return Ok(answers);
+            }
             let answers: RaftStream<'s, _> = Box::pin(answers);
             Ok(answers)
         })
     }
+}
+
+/// The planted bug: what was sent last, told as soon as it is.
+#[cfg(feature = "mutants")]
+type Sent = tokio::sync::mpsc::Receiver<Option<super::types::LogId>>;
+
+#[cfg(feature = "mutants")]
+fn noted<S>(input: S) -> (impl futures_util::Stream<Item = AppendEntriesRequest<Types>> + Unpin, Sent)
+where
+    S: futures_util::Stream<Item = AppendEntriesRequest<Types>> + Unpin,
+{
+    let (note, sent) = tokio::sync::mpsc::channel(1024);
+    let input = input.map(move |request: AppendEntriesRequest<Types>| {
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        note.try_send(last).ok();
+        request
+    });
+    (input, sent)
+}
+
+/// In place of the peer's answers, which are read and forgotten.
+#[cfg(feature = "mutants")]
+fn taken_for_answers<'s>(
+    sent: Sent,
+    answers: impl futures_util::Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> + Send + 's,
+) -> impl futures_util::Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> + Send + 's {
+    let sent = stream::unfold(sent, |mut sent| async move { Some((Some(Ok(Ok(sent.recv().await?))), sent)) });
+    let forgotten = answers.map(|answer| answer.err().map(Err));
+    stream::select(sent, forgotten).filter_map(std::future::ready)
 }
 
 impl NetSnapshot<Types> for Client {

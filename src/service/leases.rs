@@ -11,6 +11,7 @@ use crate::machine::{LeaseInfo, View};
 use crate::model::{
     Command, Failure, Idempotency, KeyRange, LeaseId, LeaseLabel, Outcome, RangeOp, Rejection, Reply, Why, limits,
 };
+use crate::storage::mutant::{self, Mutant};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -168,7 +169,9 @@ impl Service {
     }
 
     async fn renew(&self, context: &Context, id: LeaseId) -> Result<Kept, Failure> {
-        self.inner.parts.consensus.leader_barrier(context.timeout).await?;
+        if !mutant::is_active(Mutant::KeepAliveWithoutQuorum) {
+            self.inner.parts.consensus.leader_barrier(context.timeout).await?;
+        }
         let view = self.newest();
         let Some(lease) = view.lease(id) else { return Err(Rejection::LeaseNotFound(id).into()) };
         view.allows(&context.caller, &Command::LeaseRenew { id })?;

@@ -32,6 +32,7 @@ use crate::model::{
     Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
 };
 use crate::raft::Consensus;
+use crate::storage::mutant::{self, Mutant};
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
 use crate::watch::Hub;
@@ -204,6 +205,7 @@ impl Service {
             false => Command::Fenced { fences: context.fences.clone(), command: Box::new(command) },
         };
         crate::machine::validate(&command)?;
+        let idempotency = idempotency.filter(|_| !mutant::is_active(Mutant::RequestIdForgotten));
         let proposal = Proposal { caller: context.caller.clone(), idempotency, command };
         let outcome = self.inner.parts.consensus.propose(&proposal, context.timeout).await?;
         let reply = outcome.result?;

@@ -11,6 +11,7 @@ use crate::model::{
     Caller, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why, key,
     limits,
 };
+use crate::storage::mutant::{self, Mutant};
 use crate::telemetry::watch::WatchLag;
 use crate::watch::{Closed, WatchItem, WatchSpec, Watcher, events_bytes};
 use bytes::Bytes;
@@ -108,7 +109,8 @@ impl Service {
             WatchStart::Now => return Ok((self.follow(request, None)?, None)),
             WatchStart::After(revision) | WatchStart::At(revision) => revision,
         };
-        let after = if let WatchStart::At(first) = request.start { first.saturating_sub(1) } else { asked };
+        let includes = matches!(request.start, WatchStart::At(_)) || mutant::is_active(Mutant::WatchResumesTwice);
+        let after = if includes { asked.saturating_sub(1) } else { asked };
         let (compacted, current) = (view.compacted_revision(), view.revision());
         let started = if asked < compacted {
             Err(Rejection::Compacted { requested: asked, compacted, current }.into())
@@ -178,6 +180,12 @@ impl WatchStream {
             Err(Failure::Rejected(Rejection::Compacted { .. })) if self.request.on_compacted == OnCompacted::Resync => {
                 self.again()
             }
+            Err(Failure::Rejected(Rejection::Compacted { current, .. }))
+                if mutant::is_active(Mutant::WatchSkipsCompacted) =>
+            {
+                self.watcher = self.service.follow(&self.request, Some(current)).ok()?;
+                Some(WatchStep::Progress(current))
+            }
             Err(failure) => Some(WatchStep::Failed(failure)),
         };
         self.ended = matches!(step, None | Some(WatchStep::Failed(_)));
@@ -223,7 +231,12 @@ impl WatchStream {
             let Some(ticks) = &mut self.ticks else { return self.watcher.next().await };
             tokio::select! {
                 item = self.watcher.next() => return item,
-                _ = ticks.tick() => self.watcher.request_progress(),
+                _ = ticks.tick() => {
+                    if mutant::is_active(Mutant::BookmarkAhead) {
+                        return WatchItem::Progress(self.service.newest().revision());
+                    }
+                    self.watcher.request_progress();
+                }
             }
         }
     }
@@ -264,6 +277,10 @@ impl WatchStream {
             changes.push(Change { events: events.clone(), previous });
         }
         drop(view);
+        #[cfg(feature = "mutants")]
+        if mutant::is_active(Mutant::WatchSplitsRevision) {
+            changes = changes.into_iter().flat_map(halves).collect();
+        }
         self.buffer(bytes).await?;
         self.taken.clear();
         Ok(WatchStep::Changes(changes))
@@ -316,6 +333,19 @@ impl WatchStream {
             }
         }
     }
+}
+
+/// The planted bug: one revision in two parts.
+#[cfg(feature = "mutants")]
+fn halves(change: Change) -> Vec<Change> {
+    let Change { events: RevisionEvents { revision, events }, previous } = change;
+    let middle = events.len() / 2;
+    let part = |from: usize, to: usize| Change {
+        events: RevisionEvents { revision, events: events[from..to].into() },
+        previous: previous.get(from..to).map(<[_]>::to_vec).unwrap_or_default(),
+    };
+    let parts = [part(0, middle), part(middle, events.len())];
+    parts.into_iter().filter(|change| !change.events.events.is_empty()).collect()
 }
 
 fn weight(kv: &KeyValue) -> usize {

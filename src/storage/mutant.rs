@@ -18,20 +18,66 @@ pub enum Mutant {
     ApplyAheadOfFlush,
     /// A snapshot is published before this disk holds the log up to it.
     SnapshotAheadOfFlush,
+    /// A linearizable read asks nobody.
+    LocalReads,
+    /// A read barrier is good for an election timeout, by the wall clock.
+    LeaseReadsOnWallClock,
+    /// An entry counts as applied before its data can be read.
+    AppliedAheadOfData,
+    /// The leader takes a follower to hold what has only been sent to it.
+    AckBeforeQuorum,
+    /// A watch begins with the revision that it was to begin after.
+    WatchResumesTwice,
+    /// A watch that has fallen behind compaction goes on without a word.
+    WatchSkipsCompacted,
+    /// The events of one revision come in two parts.
+    WatchSplitsRevision,
+    /// A bookmark says how far the store is, not the stream.
+    BookmarkAhead,
+    /// A repeated request is taken for a new one.
+    RequestIdForgotten,
+    /// Whoever led once may end leases.
+    FormerLeaderExpires,
+    /// A new leader does not give leases their whole TTL.
+    NewLeaderCutsLeases,
+    /// A keep-alive is answered by whoever believes that it leads.
+    KeepAliveWithoutQuorum,
+    /// A snapshot has no idempotency records.
+    SnapshotForgetsRequests,
+    /// A snapshot has no leases.
+    SnapshotForgetsLeases,
+    /// A claim is granted from what this member happens to know.
+    ClaimNotConfirmed,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
+    const ALL: &[Self] = &[
+        Self::NoFsyncOnAppend,
+        Self::NoFsyncOnVote,
+        Self::FsyncErrorIgnored,
+        Self::DamagedMiddleCut,
+        Self::ApplyAheadOfFlush,
+        Self::SnapshotAheadOfFlush,
+        Self::LocalReads,
+        Self::LeaseReadsOnWallClock,
+        Self::AppliedAheadOfData,
+        Self::AckBeforeQuorum,
+        Self::WatchResumesTwice,
+        Self::WatchSkipsCompacted,
+        Self::WatchSplitsRevision,
+        Self::BookmarkAhead,
+        Self::RequestIdForgotten,
+        Self::FormerLeaderExpires,
+        Self::NewLeaderCutsLeases,
+        Self::KeepAliveWithoutQuorum,
+        Self::SnapshotForgetsRequests,
+        Self::SnapshotForgetsLeases,
+        Self::ClaimNotConfirmed,
+    ];
+
     fn named(name: &str) -> Option<Self> {
-        match name {
-            "NoFsyncOnAppend" => Some(Self::NoFsyncOnAppend),
-            "NoFsyncOnVote" => Some(Self::NoFsyncOnVote),
-            "FsyncErrorIgnored" => Some(Self::FsyncErrorIgnored),
-            "DamagedMiddleCut" => Some(Self::DamagedMiddleCut),
-            "ApplyAheadOfFlush" => Some(Self::ApplyAheadOfFlush),
-            "SnapshotAheadOfFlush" => Some(Self::SnapshotAheadOfFlush),
-            _ => None,
-        }
+        Self::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name)
     }
 }
 
@@ -56,4 +102,10 @@ pub fn active() -> Option<Mutant> {
 #[must_use]
 pub const fn active() -> Option<Mutant> {
     None
+}
+
+/// Whether this process was started with this bug.
+#[must_use]
+pub fn is_active(mutant: Mutant) -> bool {
+    active() == Some(mutant)
 }

@@ -15,6 +15,7 @@ use crate::model::{
     DeleteReason, LeaseChoice, LeaseId, LeaseLabel, LeaseRemaining, LeaseStart, OpReply, Rejection, Reply,
     RevisionEvents,
 };
+use crate::storage::mutant::{self, Mutant};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -121,7 +122,11 @@ impl Machine {
     /// Only the leader of the entry's own term counted these leases' time.
     fn ensure_term(&self, proposed: u64) -> Result<(), Rejection> {
         let current = self.term;
-        if proposed == current { Ok(()) } else { Err(Rejection::StaleTerm { proposed, current }) }
+        if proposed == current || mutant::is_active(Mutant::FormerLeaderExpires) {
+            Ok(())
+        } else {
+            Err(Rejection::StaleTerm { proposed, current })
+        }
     }
 
     fn is_started_as(&self, start: LeaseStart) -> bool {

@@ -9,6 +9,7 @@ use super::{Claim, txns};
 use crate::machine::View;
 use crate::model::{Caller, ClaimName, Failure, KeyRange, LeaseId, Rejection, Revision, Why, limits};
 use crate::service::{Context, Header, Service, timed_out};
+use crate::storage::mutant::{self, Mutant};
 use crate::watch::{Hub, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 use bytes::Bytes;
 use std::future::Future;
@@ -131,6 +132,7 @@ impl Place {
     async fn confirm(&self) -> Result<Option<(Header, Claim)>, Failure> {
         let context = self.context(WITHDRAWAL_TIMEOUT);
         match self.own_ttl_ms {
+            _ if mutant::is_active(Mutant::ClaimNotConfirmed) => {}
             // A renewal waits for the barrier too, and gives the holder its whole TTL.
             Some(_) => self.service.lease_keep_alive(&context, self.lease).await.map(|_| ())?,
             None => self.service.barrier(&context).await?,

@@ -19,6 +19,7 @@ use self::core::{Core, Due};
 use crate::env::Clock;
 use crate::machine::{LeaseChange, View};
 use crate::model::{LeaseId, limits};
+use crate::storage::mutant::{self, Mutant};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -139,6 +140,7 @@ impl Lessor {
             let chunk = view.leases(from, CHUNK);
             for lease in &chunk {
                 let left_ms = lease.checkpoint_ms.map_or(lease.ttl_ms, |left_ms| left_ms.min(lease.ttl_ms));
+                let left_ms = if mutant::is_active(Mutant::NewLeaderCutsLeases) { left_ms / 4 } else { left_ms };
                 core.start(lease.id, left_ms, lease.checkpoint_ms.is_some(), now);
             }
             match chunk.last().and_then(|last| last.id.checked_add(1)) {
