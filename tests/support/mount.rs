@@ -89,13 +89,25 @@ impl Mount {
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Takes up space until `leave` bytes are free.
-    pub(crate) fn fill(&self, leave: u64) -> Result<PathBuf, String> {
+    /// Takes up space until about `leave` bytes are free.
+    pub(crate) fn fill(&self, mut leave: u64) -> Result<PathBuf, String> {
+        const LEAVE_AT_MOST: u64 = 64 << 20;
         let ballast = self.point.join("ballast");
-        let take = self.free_bytes().saturating_sub(leave).to_string();
         let path = ballast.to_str().expect("a plain path");
-        run("fallocate", &["-l", &take, path])?;
-        Ok(ballast)
+        loop {
+            let take = self.free_bytes().saturating_sub(leave).to_string();
+            match run("fallocate", &["-l", &take, path]) {
+                Ok(_) => return Ok(ballast),
+                Err(why) => {
+                    // Others take space too; what was taken before it failed must not stay.
+                    let _may_be_absent = std::fs::remove_file(&ballast);
+                    leave = 2 * leave.max(64 << 10);
+                    if leave > LEAVE_AT_MOST {
+                        return Err(why);
+                    }
+                }
+            }
+        }
     }
 }
 
