@@ -362,6 +362,52 @@ impl Fleet {
         Ok(())
     }
 
+    /// Writes until it is acknowledged; the revision.
+    pub(crate) fn put(&self, slot: usize, key: &str, value: &str) -> i64 {
+        let headers = [("idempotency-key", key)];
+        let target = format!("/v1/kv/{key}?timeout=2s");
+        eventually(&format!("{key} is written"), READY_WITHIN, || {
+            let mut client = self.client(slot, Duration::from_secs(4));
+            let answer = client.request("PUT", &target, &headers, value.as_bytes()).ok()?;
+            (answer.status < 300).then(|| answer.json()["revision"].as_i64().expect("a revision"))
+        })
+    }
+
+    /// A linearizable read, once it is answered.
+    pub(crate) fn get(&self, slot: usize, key: &str) -> Option<String> {
+        eventually(&format!("{key} is read"), READY_WITHIN, || {
+            let answer = self.ask(slot, "GET", &format!("/v1/kv/{key}?timeout=2s"), Duration::from_secs(4))?;
+            match answer.status {
+                200 => Some(Some(String::from_utf8_lossy(&answer.body).into_owned())),
+                404 => Some(None),
+                _ => None,
+            }
+        })
+    }
+
+    /// These members are at one point of the log, with one hash.
+    pub(crate) fn one_hash(&self, slots: &[usize]) {
+        eventually("the members are level", READY_WITHIN, || {
+            let hashes: Vec<Value> = slots.iter().map(|slot| self.json(*slot, "/v1/hash")).collect::<Option<_>>()?;
+            let level = hashes.iter().all(|hash| hash["applied_index"] == hashes[0]["applied_index"]);
+            level.then(|| assert!(hashes.iter().all(|hash| *hash == hashes[0]), "VIOLATION: they differ: {hashes:?}"))
+        });
+    }
+
+    pub(crate) fn data(&self, slot: usize) -> &Path {
+        &self.members[slot].data
+    }
+
+    /// Starts a member that must refuse; what it says.
+    pub(crate) fn launch_refused(&mut self, slot: usize) -> String {
+        let before = read(&self.members[slot].output).len();
+        self.launch(slot);
+        let status = self.await_end(slot);
+        let said = read(&self.members[slot].output).split_off(before);
+        assert!(!status.success() && !said.contains("panicked"), "it ended with {status}:\n{said}");
+        said
+    }
+
     /// The end of what a member has said.
     pub(crate) fn tail(&self, slot: usize) -> String {
         let output = read(&self.members[slot].output);

@@ -18,6 +18,7 @@ mod act;
 mod campaign;
 #[path = "../support/check.rs"]
 mod check;
+mod etcd_issues;
 mod failover;
 mod fleet;
 #[path = "../support/http.rs"]
@@ -25,6 +26,7 @@ mod http;
 #[path = "../support/linear.rs"]
 mod linear;
 mod load;
+mod lost_disk;
 #[path = "../support/mount.rs"]
 #[allow(dead_code, reason = "another test program uses the rest")]
 mod mount;
