@@ -19,9 +19,11 @@ if less happened than was asked for.
   --ops N --faults N --leaders N --cuts N --seconds N    what must be reached
   --max-seconds N   give up after this long (short 600, long 3600)
   --clients N --pace-ms N   clients, and the least time of each between two operations
+  --only NAME,… only these faults, by their names in the table
   --debug       the long run with the binary that the tests build, too
 
-Power cuts, stuck and full disks take root and loop devices; without, they are left out, and it is said.
+Power cuts, stuck and full disks take root and loop devices, stepped clocks libfaketime; without, they are
+left out, and it is said.
 
   TENURE_BIN    the binary; without it, one is built
   TMPDIR        where the members' data go
@@ -47,6 +49,7 @@ while [ $# -gt 0 ]; do
             printf -v "${name//-/_}" %s "$2"
             shift 2
             ;;
+        --only) export TENURE_CHAOS_ONLY=${2:?--only takes names}; shift 2 ;;
         --debug) debug=1; shift ;;
         -h | --help) usage; exit 0 ;;
         *) echo "chaos: unknown argument $1" >&2; usage >&2; exit 2 ;;

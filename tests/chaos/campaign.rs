@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 
 /// Operations that must complete from a fault's strike to the end of its window.
 const WINDOW_OPS: u64 = 50;
-const WINDOW_WITHIN: Duration = Duration::from_secs(20);
-/// After a fault has ended, all members serve again within this.
-const WELL_WITHIN: Duration = Duration::from_secs(30);
+const WINDOW_WITHIN: Duration = Duration::from_secs(45);
+/// After a fault has ended, all members serve again within this, also where the machine does much else; how long it
+/// took is in the table.
+const WELL_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Enough {
@@ -181,10 +182,9 @@ fn campaign(name: &str, enough: Enough) {
     let members = usize::try_from(env_number("TENURE_CHAOS_MEMBERS").unwrap_or(3)).unwrap();
     let clients = usize::try_from(env_number("TENURE_CHAOS_CLIENTS").unwrap_or(18)).unwrap();
     let pace = Duration::from_millis(env_number("TENURE_CHAOS_PACE_MS").unwrap_or(10));
-    super::skipped_clock();
     // Small snapshots, so that faults also hit their writing, the log's purge and catching up by one.
     let flags = ["--snapshot-bytes=256KiB", "--disk-reserve-bytes=64MiB", "--disk-stall-abort=20s"];
-    let fleet = Fleet::start(members, &flags, true);
+    let fleet = Fleet::start_with_everything(members, &flags);
     let load = Load::start(&fleet.view, clients, pace, seed);
     let witness = Witness::start(&fleet.view);
     let mut campaign = Campaign {
@@ -256,11 +256,12 @@ fn campaign(name: &str, enough: Enough) {
         report,
         "\n{name} (seed {seed}): {members} members, {clients} clients, {:.0} s\n\
          {answered} operations answered, {unknown} unknown, {refused} not applied, {} repeated safely\n\
-         {counted} faults count, {void} void; {cuts} power cuts; {leaders} leader changes; longest outage {:.2} s\n\
+         {counted} faults count, {void} void; {cuts} power cuts; {leaders} leader changes; {} snapshots installed; longest outage {:.2} s\n\
          {} revisions, {} compactions, {} stretches of watches compared, {keys} keys searched for a linear order\n\
          state hash {hash}, the same on every member",
         ran.as_secs_f64(),
         journal.repeats,
+        fleet.snapshots_installed(),
         longest.as_secs_f64(),
         testimony.log.len(),
         testimony.compactions,

@@ -93,6 +93,7 @@ fn issues_14685_and_20271_a_snapshot_installed_amid_maintenance_is_whole() {
         fleet.await_ready(WELL).unwrap();
         fleet.one_hash(&[0, 1, 2]);
     }
+    assert!(fleet.snapshots_installed() >= 2, "too few snapshots were installed");
     assert!(fleet.panics().is_empty(), "{:?}", fleet.panics());
 }
 
@@ -117,6 +118,7 @@ fn issue_18055_two_snapshots_in_quick_succession_are_survived() {
     fleet.net.heal();
     fleet.await_ready(WELL).unwrap();
     fleet.one_hash(&[0, 1, 2]);
+    assert!(fleet.snapshots_installed() >= 1, "no snapshot was installed");
     assert!(fleet.panics().is_empty(), "{:?}", fleet.panics());
 }
 

@@ -50,6 +50,8 @@ struct Member {
     /// What others are told.
     url: String,
     forming: Vec<String>,
+    /// What its wall clock is moved by is in this file, if that is possible here.
+    clock: Option<PathBuf>,
     output: PathBuf,
     data: PathBuf,
     mount: Option<Mount>,
@@ -67,6 +69,7 @@ pub(crate) struct Fleet {
     /// Of members that were removed, too.
     outputs: Vec<PathBuf>,
     with_disks: bool,
+    with_clocks: bool,
     scratch: TempDir,
 }
 
@@ -82,6 +85,13 @@ fn free_port() -> u16 {
     }
 }
 
+/// The library that moves a process's clock.
+fn faketime() -> Option<PathBuf> {
+    let homes = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
+    let homes = homes.chain(["/usr/lib".into(), "/usr/lib64".into(), "/usr/local/lib".into()]);
+    homes.map(|home| home.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
+}
+
 fn binary() -> PathBuf {
     std::env::var_os("TENURE_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_tenure").into(), PathBuf::from)
 }
@@ -90,6 +100,18 @@ impl Fleet {
     /// So many members, ready. `with_disks`: each on a disk of its own whose power can be cut, if that
     /// is possible here.
     pub(crate) fn start(count: usize, flags: &[&str], with_disks: bool) -> Self {
+        Self::start_as(count, flags, with_disks, false)
+    }
+
+    /// The same for a campaign: with clocks that can be stepped, too.
+    pub(crate) fn start_with_everything(count: usize, flags: &[&str]) -> Self {
+        if faketime().is_none() {
+            super::skipped("stepped clocks", "there is no libfaketime");
+        }
+        Self::start_as(count, flags, true, faketime().is_some())
+    }
+
+    fn start_as(count: usize, flags: &[&str], with_disks: bool, with_clocks: bool) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let view = View { slots: (0..count).map(|_| (Mutex::new(nowhere), AtomicU64::new(0))).collect() };
         let mut fleet = Self {
@@ -101,6 +123,7 @@ impl Fleet {
             lives: 0,
             outputs: Vec::new(),
             with_disks,
+            with_clocks,
             scratch: tempfile::tempdir().unwrap(),
         };
         for _ in 0..count {
@@ -142,8 +165,13 @@ impl Fleet {
             None => self.scratch.path().join(format!("n{number}")),
         };
         self.outputs.push(output.clone());
+        let clock = self.scratch.path().join(format!("n{number}.clock"));
+        let clock = faketime().filter(|_| self.with_clocks).map(|_| clock);
+        if let Some(clock) = &clock {
+            std::fs::write(clock, "+0").expect("the clock's file");
+        }
         let door = self.net.open(number, door, peer);
-        Member { number, child: None, client, peer, url, forming, output, data, mount, _door: door }
+        Member { number, child: None, client, peer, url, forming, clock, output, data, mount, _door: door }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -152,6 +180,33 @@ impl Fleet {
 
     pub(crate) fn has_disks(&self) -> bool {
         self.with_disks
+    }
+
+    pub(crate) fn has_clocks(&self) -> bool {
+        self.with_clocks
+    }
+
+    /// Moves a member's wall clock, as `+3600`; takes effect within a second.
+    pub(crate) fn step_clock(&self, slot: usize, by: &str) {
+        let clock = self.members[slot].clock.as_ref().expect("asked only where there are clocks");
+        std::fs::write(clock, by).expect("the clock's file");
+    }
+
+    /// Day and hour by a member's wall clock: by the line that it logs when it is told to read its settings again.
+    pub(crate) fn hour(&self, slot: usize) -> Option<String> {
+        let output = &self.members[slot].output;
+        let before = read(output).len();
+        self.signal(slot, Signal::HUP);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline {
+            let new = read(output).split_off(before);
+            let stamp = new.lines().find(|line| line.contains('Z')).and_then(|line| line.get(..13));
+            if stamp.is_some() && new.ends_with('\n') {
+                return stamp.map(str::to_owned);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     pub(crate) fn number(&self, slot: usize) -> usize {
@@ -415,6 +470,11 @@ impl Fleet {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// How often a member was brought up by a snapshot, of all there have been.
+    pub(crate) fn snapshots_installed(&self) -> usize {
+        self.outputs.iter().map(|path| read(path).matches("brought up to the others by a snapshot").count()).sum()
+    }
+
     /// Lines that must not be in any member's output.
     pub(crate) fn panics(&self) -> Vec<String> {
         let bad = |line: &&str| line.contains("panicked at") || line.contains("stack backtrace");
@@ -428,7 +488,13 @@ impl Fleet {
 
 fn launch(member: &mut Member, flags: &[String]) {
     let output = File::options().create(true).append(true).open(&member.output).expect("the output file");
-    let child = Command::new(binary())
+    let mut command = Command::new(binary());
+    if let (Some(clock), Some(library)) = (&member.clock, faketime()) {
+        // Only the wall clock; monotonic time goes on as it does.
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", clock);
+        command.env("FAKETIME_CACHE_DURATION", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+    let child = command
         .args(["serve", "--name", &format!("n{}", member.number), "--auto-compact=off", "--log-format=text"])
         .arg(format!("--listen-client={}", member.client))
         .arg(format!("--listen-peer={}", member.peer))

@@ -76,8 +76,3 @@ fn eventually<T>(what: &str, within: Duration, mut done: impl FnMut() -> Option<
         std::thread::sleep(Duration::from_millis(5));
     }
 }
-
-/// Clocks are stepped only where a library for it is installed; which there is none of here.
-fn skipped_clock() {
-    eprintln!("SKIPPED stepped clocks: no libfaketime");
-}

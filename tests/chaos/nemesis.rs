@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     StuckDisk,
     FullDisk,
     NoSpace,
+    /// A member's wall clock jumps by an hour or by years, either way, and back.
+    Clock,
     Transfer,
     Restart,
     Replace,
@@ -48,7 +50,7 @@ pub(crate) enum Fault {
 pub(crate) type Acted = Result<String, String>;
 
 impl Fault {
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::KillOne,
         Self::KillLeader,
         Self::KillMajority,
@@ -69,6 +71,7 @@ impl Fault {
         Self::StuckDisk,
         Self::FullDisk,
         Self::NoSpace,
+        Self::Clock,
         Self::Transfer,
         Self::Restart,
         Self::Replace,
@@ -90,6 +93,7 @@ impl Fault {
             | Self::StuckDisk
             | Self::FullDisk
             | Self::NoSpace
+            | Self::Clock
             | Self::Restart
             | Self::Replace => 1,
         }
@@ -106,9 +110,14 @@ impl Fault {
 
 /// Every kind that is possible here, in a random order, as often as its weight says.
 pub(crate) fn deck(fleet: &Fleet, rng: &mut StdRng, weighted: bool) -> Vec<Fault> {
-    let possible = Fault::ALL.into_iter().filter(|fault| fleet.has_disks() || !fault.needs_disks());
+    let only = std::env::var("TENURE_CHAOS_ONLY").unwrap_or_default();
+    let asked = |fault: &Fault| only.is_empty() || only.split(',').any(|name| name == format!("{fault:?}"));
+    let possible = Fault::ALL.into_iter().filter(|fault| {
+        (fleet.has_disks() || !fault.needs_disks()) && asked(fault) && (fleet.has_clocks() || *fault != Fault::Clock)
+    });
     let mut deck: Vec<Fault> =
         possible.flat_map(|fault| std::iter::repeat_n(fault, if weighted { fault.weight() } else { 1 })).collect();
+    assert!(!deck.is_empty(), "TENURE_CHAOS_ONLY={only} leaves no fault");
     deck.shuffle(rng);
     deck
 }
@@ -213,6 +222,7 @@ impl Nemesis<'_> {
             Fault::StuckDisk => self.stuck_disk(),
             Fault::FullDisk => self.full_disk(24 << 20),
             Fault::NoSpace => self.full_disk(0),
+            Fault::Clock => self.step_clock(),
             Fault::Transfer => self.transfer(),
             Fault::Restart => self.restart(),
             Fault::Replace => {
@@ -384,6 +394,23 @@ impl Nemesis<'_> {
             return Ok(format!("{name} ended for want of space"));
         }
         if seen { Ok(name) } else { Err(format!("{name} did not notice")) }
+    }
+
+    fn step_clock(&mut self) -> Acted {
+        let slot = if self.rng.random() { self.leader() } else { self.any() };
+        let by = ["+3600", "-3600", "+315360000", "-315360000"][self.rng.random_range(0..4)];
+        let other = (slot + 1) % self.fleet.count();
+        self.fleet.step_clock(slot, by);
+        let patience = Instant::now() + Duration::from_secs(4);
+        let apart = |fleet: &Fleet| Some(fleet.hour(slot)? != fleet.hour(other)?);
+        while apart(self.fleet) != Some(true) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let acted = apart(self.fleet) == Some(true);
+        self.last(500, 2_000);
+        self.fleet.step_clock(slot, "+0");
+        let what = format!("{} by {by} s", self.fleet.name(slot));
+        if acted { Ok(what) } else { Err(format!("{what}: its clock stays")) }
     }
 
     fn transfer(&mut self) -> Acted {

@@ -2,6 +2,7 @@
 //! against the account, revisions and terms that only rise, one state everywhere.
 
 use super::check::{Violation, check};
+use super::eventually;
 use super::fleet::Fleet;
 use super::linear;
 use super::load::{Journal, Sight};
@@ -10,7 +11,7 @@ use super::witness::{Heard, Testimony, digest};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const HEAL_WITHIN: Duration = Duration::from_secs(30);
+const HEAL_WITHIN: Duration = Duration::from_secs(60);
 
 /// Every contradiction found; empty is a pass. And how many keys were searched.
 pub(crate) fn judge(journal: &Journal, testimony: &Testimony) -> (Vec<String>, usize) {
@@ -119,7 +120,7 @@ fn listing(fleet: &Fleet, slot: usize) -> Result<State, String> {
     let mut cursor = String::new();
     loop {
         let target = format!("/v1/kv?prefix=&limit=1000&consistency=stale{cursor}");
-        let page = fleet.json(slot, &target).ok_or_else(|| format!("{} does not list", fleet.name(slot)))?;
+        let page = eventually("a member lists what it has", HEAL_WITHIN, || fleet.json(slot, &target));
         state.revision = page["revision"].as_i64().ok_or("no revision")?;
         for item in page["items"].as_array().ok_or("no items")? {
             let text = |name: &str| item[name].as_str().map(str::to_owned).ok_or_else(|| format!("no {name}: {item}"));
