@@ -16,8 +16,8 @@ flood   Unpaced writes with every number of operations in flight from 1 to 512, 
         number; history of 10 s is kept. No request may fail, hang, or take more than 200 ms.
 churn   N (5,000,000) overwrites of N (10,000) keys of 256 bytes over 64 connections, history of 30 s
         kept, looked at after every N (100,000) writes. From the second minute on, state/ must stay
-        below 2.5 times live and kept data, except that it may have 80 MiB in any case: the node starts
-        to rewrite it above 64 MiB, and grows it in steps of 8 MiB. No request may take more than 50 ms beyond what the
+        below 2.5 times live and kept data, except that it may have 80 MiB in any case: two files of 32 MiB,
+        and what was copied between them. No request may take more than 50 ms beyond what the
         disk itself took: two flushes of the log, each as long as the longest of the interval (rounded
         up to a bucket of the histogram, the column `fsync <=`).
 

@@ -5,7 +5,7 @@ use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
 use crate::model::{Failure, Fault, Rejection, Revision, RevisionEvents, limits};
 use crate::raft::{Consensus, DiskStall, NewStore};
-use crate::storage::blocks::{BlockOptions, BlockStore, Rewrite};
+use crate::storage::blocks::{BlockOptions, BlockStore, Rotation};
 use crate::storage::engine::Engine;
 use crate::storage::realdisk::RealDisk;
 use crate::storage::sled::SledFactory;
@@ -68,7 +68,7 @@ fn new_store(data: &DataDir, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Resul
                 commit();
                 times.observe(clock.monotonic().saturating_sub(begun).as_secs_f64());
             }),
-            rewrite: Some(Rewrite::new(Arc::clone(&engine))),
+            rotation: Some(Rotation::new(Arc::clone(&engine))),
             ..BlockOptions::new(Arc::clone(&fatal))
         };
         Ok(Arc::new(BlockStore::new(engine()?, options)?))

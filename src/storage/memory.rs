@@ -1,14 +1,13 @@
 //! The engine's twin in memory: the same contract, for tests and simulation.
 //!
-//! Like the engine's file it only ever grows: `disk_bytes` counts what was ever written, so that
-//! the rewrite of a grown file can be tested with it. It must not know what the entries mean.
+//! Like the engine's file it only ever grows: `disk_bytes` counts what was ever written. It must not
+//! know what the entries mean.
 
 use super::engine::{Engine, EngineBatch};
 use crate::model::Fault;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 #[derive(Debug, Default)]
 pub struct MemoryEngine {
@@ -26,6 +25,17 @@ impl MemoryEngine {
     pub fn new() -> Self {
         Self::default()
     }
+
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> BTreeMap<Bytes, Bytes> {
+        self.state.read().entries.clone()
+    }
+
+    /// As an engine that lost an entry.
+    #[cfg(test)]
+    pub(crate) fn lose(&self, key: &[u8]) {
+        self.state.write().entries.remove(key);
+    }
 }
 
 impl Engine for MemoryEngine {
@@ -33,30 +43,11 @@ impl Engine for MemoryEngine {
         Ok(self.state.read().entries.get(key).cloned())
     }
 
-    fn floor(&self, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, Fault> {
-        let state = self.state.read();
-        let found = state.entries.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
-        Ok(found.map(|(key, value)| (key.clone(), value.clone())))
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, Fault> {
-        if from >= to {
-            return Ok(Vec::new());
-        }
-        let state = self.state.read();
-        let range = state.entries.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
-        Ok(range.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
-    }
-
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
         let mut state = self.state.write();
         for (key, value) in batch {
-            let bytes = key.len() + value.as_ref().map_or(0, Bytes::len);
-            state.written_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
-            match value {
-                Some(value) => state.entries.insert(key, value),
-                None => state.entries.remove(&key),
-            };
+            state.written_bytes += u64::try_from(key.len() + value.len()).unwrap_or(u64::MAX);
+            state.entries.insert(key, value);
         }
         Ok(())
     }

@@ -139,14 +139,6 @@ impl<E: Engine> Engine for Watched<E> {
         self.call("get", |engine| engine.get(key))
     }
 
-    fn floor(&self, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, Fault> {
-        self.call("floor", |engine| engine.floor(key))
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, Fault> {
-        self.call("scan", |engine| engine.scan(from, to, limit))
-    }
-
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
         self.call("commit", |engine| engine.commit(batch))
     }
@@ -173,14 +165,8 @@ mod tests {
             self.release.lock().recv().unwrap();
             Ok(None)
         }
-        fn floor(&self, _: &[u8]) -> Result<Option<(Bytes, Bytes)>, Fault> {
-            panic!("a bug in the engine")
-        }
-        fn scan(&self, _: &[u8], _: &[u8], _: usize) -> Result<Vec<(Bytes, Bytes)>, Fault> {
-            Ok(Vec::new())
-        }
         fn commit(&self, _: EngineBatch) -> Result<(), Fault> {
-            Ok(())
+            panic!("a bug in the engine")
         }
         fn disk_bytes(&self) -> Result<u64, Fault> {
             Ok(0)
@@ -204,9 +190,9 @@ mod tests {
     #[test]
     fn a_panic_in_the_engine_is_a_fault() {
         let (watched, _release, reports) = broken(u64::MAX);
-        let fault = watched.floor(b"k").unwrap_err();
+        let fault = watched.commit(EngineBatch::new()).unwrap_err();
         assert!(fault.to_string().contains("a bug in the engine"), "{fault}");
-        assert!(reports.recv().unwrap().to_string().contains("panicked in floor"));
+        assert!(reports.recv().unwrap().to_string().contains("panicked in commit"));
     }
 
     #[test]
@@ -219,7 +205,7 @@ mod tests {
             release.send(()).unwrap();
             assert_eq!(call.join().unwrap().unwrap(), None);
         });
-        watched.scan(b"", b"", 1).unwrap();
+        watched.disk_bytes().unwrap();
         assert!(reports.try_recv().is_err(), "it is reported once");
     }
 }

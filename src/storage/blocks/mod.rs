@@ -1,30 +1,29 @@
 //! The block store: all records of history, packed into blocks of about 14 KiB in the engine.
 //!
 //! Writes gather in a tail in memory; a full tail is sealed into a block, and a write-behind thread
-//! hands blocks to the engine, several per commit. Tail and unwritten blocks are served from memory.
-//! A map in memory says where each block lies and how much of it is still needed.
+//! hands blocks to the newest engine, several per commit. Tail and unwritten blocks are served from
+//! memory. A map in memory says where each block lies and how much of it is still needed; a block
+//! never changes, and what the map has forgotten goes with its whole engine (`generations`).
 //!
 //! Invariants: records arrive in rising order and a batch is seen whole or not at all; every record
-//! is found at every moment until a trim removed it; the map is changed before the engine is, and
-//! only the write-behind thread changes the engine, in the order of the map's changes. A reader that
-//! finds its block gone or another under the same key looks at the map again. Nothing here is
-//! durable. It must not know keys, leases, compaction's rules or which engine is below.
+//! is found at every moment until a trim removed it; only the write-behind thread writes to an engine.
+//! Nothing here is durable. It must not know keys, leases, compaction's rules or which engine is below.
 
 mod cache;
+mod generations;
 mod read;
-mod rewrite;
 mod state;
 mod trim;
 mod writer;
 
+pub use generations::Rotation;
 pub use read::{WalkedBlock, WalkedContent, after};
-pub use rewrite::Rewrite;
 pub use state::EncodedBlock;
 pub use trim::TrimProgress;
 
 use super::Fatal;
 use super::engine::Engine;
-use super::record::{Place, Record};
+use super::record::Record;
 use crate::model::{Fault, Revision, limits};
 use cache::BlockCache;
 use parking_lot::{Condvar, Mutex};
@@ -42,20 +41,20 @@ pub struct BlockOptions {
     pub fatal: Fatal,
     /// Must call its argument exactly once.
     pub around_commit: Probe,
-    /// How to make the engine that replaces one whose file outgrew its content; `None`: never.
-    pub rewrite: Option<Rewrite>,
+    /// When to begin the next engine; `None`: never.
+    pub rotation: Option<Rotation>,
     /// Bytes sealed and not yet in the engine; `append` waits at it.
     pub pending_bytes_max: usize,
 }
 
 impl BlockOptions {
-    /// No rewrites, no timing.
+    /// One engine for all, no timing.
     #[must_use]
     pub fn new(fatal: Fatal) -> Self {
         Self {
             fatal,
             around_commit: Arc::new(|commit| commit()),
-            rewrite: None,
+            rotation: None,
             pending_bytes_max: limits::WRITE_BEHIND_BYTES_MAX,
         }
     }
@@ -64,7 +63,7 @@ impl BlockOptions {
 impl Debug for BlockOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockOptions")
-            .field("rewrite", &self.rewrite)
+            .field("rotation", &self.rotation)
             .field("pending_bytes_max", &self.pending_bytes_max)
             .finish_non_exhaustive()
     }
@@ -84,9 +83,9 @@ pub struct BlockStats {
     /// Sealed and not yet in the engine.
     pub pending_bytes: u64,
     pub pins: u64,
-    /// Completed replacements of a grown engine file, and whether one is under way.
-    pub rewrites: u64,
-    pub rewriting: bool,
+    /// Engines in use, and begun since the start.
+    pub engines: u64,
+    pub engines_begun: u64,
 }
 
 #[derive(Debug)]
@@ -191,7 +190,7 @@ impl BlockStore {
         self.shared.work.notify_one();
     }
 
-    /// Waits until every sealed block is in the engine and no rewrite is under way.
+    /// Waits until every sealed block is in the engine and nothing is to be copied between engines.
     ///
     /// # Errors
     /// A fault if the store has failed or is closed.
@@ -199,7 +198,8 @@ impl BlockStore {
         let mut state = self.shared.state.lock();
         state.settling += 1;
         self.shared.work.notify_one();
-        while state.usable().is_ok() && !state.is_settled() {
+        let rotation = self.shared.options.rotation.as_ref();
+        while state.usable().is_ok() && (!state.is_settled() || state.is_outgrown(rotation)) {
             self.shared.progress.wait(&mut state);
         }
         state.settling -= 1;
@@ -270,14 +270,9 @@ impl Drop for Pin {
     }
 }
 
-/// The engine's key of the block that begins at `place`: byte order is the order of places.
-fn engine_key(place: Place) -> bytes::Bytes {
-    let mut key = Vec::with_capacity(13);
-    key.push(b'b');
-    // Revisions are never negative; the sign bit is turned so that any value would sort.
-    key.extend_from_slice(&(place.0.cast_unsigned() ^ (1 << 63)).to_be_bytes());
-    key.extend_from_slice(&place.1.to_be_bytes());
-    key.into()
+/// The engine's key of a block: byte order is the order of the ids.
+fn engine_key(id: u64) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(&id.to_be_bytes())
 }
 
 #[cfg(test)]

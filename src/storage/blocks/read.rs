@@ -1,7 +1,7 @@
 //! Reading records: one by its place, or a run of whole revisions. Readers take the state's lock
 //! only to look at the map; engine calls are made without it.
 
-use super::state::{Sealed, SealedContent, State};
+use super::state::{BlockInfo, Sealed, SealedContent, State};
 use super::{BlockStore, Shared, engine_key};
 use crate::model::{Fault, Revision, limits};
 use crate::storage::engine::Engine;
@@ -73,36 +73,28 @@ impl Content {
 }
 
 impl State {
-    /// The block that begins at `first`.
-    pub(super) fn locate(&self, first: Place) -> Result<Option<Located>, Fault> {
-        let Some(info) = self.blocks.get(&first) else { return Ok(None) };
+    /// A block of the map.
+    pub(super) fn locate(&self, first: Place, info: &BlockInfo) -> Result<Located, Fault> {
         let source = match info.home {
             None => self.pending.get(&info.id).cloned().map(Source::Memory),
-            Some(number) => self.engine(number).map(Source::Engine),
+            Some(number) => self.generations.engine(number).map(Source::Engine),
         };
         let source = source.ok_or_else(|| Fault::Invariant(format!("block {first:?} is nowhere")))?;
-        Ok(Some(Located { first, last: info.last, id: info.id, source }))
+        Ok(Located { first, last: info.last, id: info.id, source })
     }
 }
 
 impl Shared {
-    /// The content of a located block; `None` if it has been replaced or removed since.
-    pub(super) fn load(&self, located: &Located) -> Result<Option<Content>, Fault> {
+    /// The content of a located block, even if it has been trimmed or copied since.
+    pub(super) fn load(&self, located: &Located) -> Result<Content, Fault> {
         if let Some(block) = self.cache.get(located.id) {
-            return Ok(Some(Content::Stored(block)));
+            return Ok(Content::Stored(block));
         }
         let engine = match &located.source {
-            Source::Memory(sealed) => return self.pending(sealed).map(Some),
+            Source::Memory(sealed) => return self.pending(sealed),
             Source::Engine(engine) => engine,
         };
-        let found = engine.get(&engine_key(located.first))?;
-        // The map is changed before the engine is: if the block is still in the map now, what was
-        // read before is this very block, and it must have been there.
-        let current = self.state.lock().blocks.get(&located.first).is_some_and(|info| info.id == located.id);
-        if !current {
-            return Ok(None);
-        }
-        let bytes = found.ok_or_else(|| {
+        let bytes = engine.get(&engine_key(located.id))?.ok_or_else(|| {
             Fault::corrupt("the engine", format!("the block of history at {:?} is missing", located.first))
         })?;
         let block = Block::open(bytes)?;
@@ -110,7 +102,7 @@ impl Shared {
             return Err(Fault::corrupt("the engine", format!("another block is stored at {:?}", located.first)));
         }
         self.cache.insert(located.id, &block);
-        Ok(Some(Content::Stored(block)))
+        Ok(Content::Stored(block))
     }
 
     fn pending(&self, sealed: &Arc<Sealed>) -> Result<Content, Fault> {
@@ -125,24 +117,17 @@ impl Shared {
     }
 
     fn get(&self, place: Place) -> Result<Option<Arc<Record>>, Fault> {
-        loop {
-            let located = {
-                let state = self.state.lock();
-                state.usable()?;
-                if state.tail.first().is_some_and(|first| first.place() <= place) {
-                    return Ok(find_in(&state.tail, place));
-                }
-                let Some((first, info)) = state.blocks.range(..=place).next_back() else { return Ok(None) };
-                if info.last < place {
-                    return Ok(None);
-                }
-                state.locate(*first)?
-            };
-            let Some(located) = located else { continue };
-            if let Some(content) = self.load(&located)? {
-                return content.find(place);
+        let located = {
+            let state = self.state.lock();
+            state.usable()?;
+            if state.tail.first().is_some_and(|first| first.place() <= place) {
+                return Ok(find_in(&state.tail, place));
             }
-        }
+            let holds = state.blocks.range(..=place).next_back().filter(|(_, info)| info.last >= place);
+            let Some((first, info)) = holds else { return Ok(None) };
+            state.locate(*first, info)?
+        };
+        self.load(&located)?.find(place)
     }
 
     fn walk(&self, from: Revision, max_records: usize) -> Result<Vec<Arc<Record>>, Fault> {
@@ -153,42 +138,33 @@ impl Shared {
                 let state = self.state.lock();
                 state.usable()?;
                 match block_from(&state, next) {
-                    Some(first) => state.locate(first)?,
+                    Some((first, info)) => state.locate(first, info)?,
                     None => {
                         walk.extend(state.tail[start_in(&state.tail, next)..].iter().cloned());
                         return Ok(walk.records);
                     }
                 }
             };
-            let Some(located) = located else { continue };
-            if let Some(content) = self.load(&located)? {
-                walk.extend(content.records_from(next)?);
-                next = after(located.last);
-            }
+            walk.extend(self.load(&located)?.records_from(next)?);
+            next = after(located.last);
         }
         Ok(walk.records)
     }
-}
 
-impl Shared {
     fn block_at(&self, from: Place) -> Result<Option<WalkedBlock>, Fault> {
-        loop {
-            let located = {
-                let state = self.state.lock();
-                state.usable()?;
-                match block_from(&state, from) {
-                    Some(first) => state.locate(first)?,
-                    None => return Ok(tail_from(&state, from)),
-                }
-            };
-            let Some(located) = located else { continue };
-            let Some(content) = self.load(&located)? else { continue };
-            let content = match content {
-                Content::Stored(block) if located.first >= from => WalkedContent::Encoded(block),
-                content => WalkedContent::Records(content.records_from(from)?),
-            };
-            return Ok(Some(WalkedBlock { first: located.first.max(from), last: located.last, content }));
-        }
+        let located = {
+            let state = self.state.lock();
+            state.usable()?;
+            match block_from(&state, from) {
+                Some((first, info)) => state.locate(first, info)?,
+                None => return Ok(tail_from(&state, from)),
+            }
+        };
+        let content = match self.load(&located)? {
+            Content::Stored(block) if located.first >= from => WalkedContent::Encoded(block),
+            content => WalkedContent::Records(content.records_from(from)?),
+        };
+        Ok(Some(WalkedBlock { first: located.first.max(from), last: located.last, content }))
     }
 }
 
@@ -221,9 +197,9 @@ impl Walk {
 }
 
 /// The first block that may hold a record at `place` or after it.
-fn block_from(state: &State, place: Place) -> Option<Place> {
+fn block_from(state: &State, place: Place) -> Option<(Place, &BlockInfo)> {
     let holds = state.blocks.range(..=place).next_back().filter(|(_, info)| info.last >= place);
-    holds.or_else(|| state.blocks.range(place..).next()).map(|(first, _)| *first)
+    holds.or_else(|| state.blocks.range(place..).next()).map(|(first, info)| (*first, info))
 }
 
 /// The place behind one.

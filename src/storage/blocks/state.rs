@@ -2,7 +2,7 @@
 //! and the accounts of what is still needed. Plain data under one lock; no engine call is made here.
 
 use super::BlockStats;
-use super::rewrite::Progress;
+use super::generations::Generations;
 use crate::model::{Fault, Revision, limits};
 use crate::storage::engine::Engine;
 use crate::storage::record::{Place, Record};
@@ -10,16 +10,9 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// One of the engines of a store's life: a rewrite or a reset begins the next.
-#[derive(Debug, Clone)]
-pub(super) struct Home {
-    pub(super) number: u64,
-    pub(super) engine: Arc<dyn Engine>,
-}
-
 #[derive(Debug, Clone)]
 pub(super) struct BlockInfo {
-    /// Never used twice: tells a block from another that later begins at the same place.
+    /// Never used twice: the block's key in the engine, which tells it from another that later begins at the same place.
     pub(super) id: u64,
     pub(super) last: Place,
     pub(super) records: u32,
@@ -136,28 +129,21 @@ pub(super) enum SealedContent {
     Encoded(Bytes),
 }
 
-/// Changes that reach the engine in one commit.
-#[derive(Debug, Default)]
-pub(super) struct Job {
-    pub(super) removes: Vec<Place>,
-    pub(super) puts: Vec<Arc<Sealed>>,
-}
-
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) home: Home,
-    /// Under way: the engine that shall replace `home`. All writes go to it.
-    pub(super) rewrite: Option<Progress>,
-    pub(super) rewrites: u64,
-    /// Replaced engines that readers may still use; the writer drops them.
-    pub(super) retired: Vec<Home>,
+    pub(super) generations: Generations,
+    /// Emptied engines that readers may still use; the writer drops them.
+    pub(super) retired: Vec<Arc<dyn Engine>>,
+    /// The number of the engine begun last.
+    engines: u64,
     pub(super) blocks: BTreeMap<Place, BlockInfo>,
     pub(super) pending: BTreeMap<u64, Arc<Sealed>>,
     pub(super) pending_bytes: usize,
     /// Callers that wait for an empty queue.
     pub(super) settling: usize,
-    pub(super) queue: VecDeque<Job>,
-    /// Jobs that the writer has taken and not finished.
+    /// On their way to the engine, in order.
+    pub(super) queue: VecDeque<Arc<Sealed>>,
+    /// The writer has taken some and not finished.
     pub(super) writing: bool,
     pub(super) tail: Vec<Arc<Record>>,
     tail_bytes: usize,
@@ -171,10 +157,7 @@ pub(super) struct State {
     /// Trims have examined every block that begins below this place.
     pub(super) cursor: Place,
     totals: Totals,
-    pub(super) churn_bytes: u64,
     next_id: u64,
-    /// Rises with every reset.
-    pub(super) epoch: u64,
     pub(super) failed: Option<Fault>,
     pub(super) closed: bool,
 }
@@ -212,10 +195,9 @@ fn live_estimate(info: &BlockInfo) -> u64 {
 impl State {
     pub(super) fn new(engine: Arc<dyn Engine>) -> Self {
         Self {
-            home: Home { number: 1, engine },
-            rewrite: None,
-            rewrites: 0,
+            generations: Generations::new(1, engine),
             retired: Vec::new(),
+            engines: 1,
             blocks: BTreeMap::new(),
             pending: BTreeMap::new(),
             pending_bytes: 0,
@@ -231,31 +213,29 @@ impl State {
             sparse: BTreeSet::new(),
             cursor: (Revision::MIN, 0),
             totals: Totals::default(),
-            churn_bytes: 0,
             next_id: 1,
-            epoch: 0,
             failed: None,
             closed: false,
         }
     }
 
     pub(super) fn reset(&mut self, engine: Arc<dyn Engine>) {
-        let number = self.next_number();
-        let mut fresh = Self::new(engine);
-        fresh.home.number = number;
-        fresh.pins = std::mem::take(&mut self.pins);
-        fresh.retired = std::mem::take(&mut self.retired);
-        fresh.retired.push(self.home.clone());
-        fresh.retired.extend(self.rewrite.take().map(|rewrite| rewrite.to));
-        fresh.next_id = self.next_id;
-        fresh.epoch = self.epoch + 1;
-        fresh.rewrites = self.rewrites;
-        fresh.failed = self.failed.take();
-        fresh.closed = self.closed;
-        fresh.settling = self.settling;
-        // The writer may be in the middle of jobs of the old epoch; it says itself when it is done.
-        fresh.writing = self.writing;
-        *self = fresh;
+        let number = self.next_engine();
+        let fresh = Self {
+            generations: Generations::new(number, Arc::clone(&engine)),
+            engines: number,
+            pins: std::mem::take(&mut self.pins),
+            retired: std::mem::take(&mut self.retired),
+            next_id: self.next_id,
+            failed: self.failed.take(),
+            closed: self.closed,
+            settling: self.settling,
+            // The writer may be in the middle of blocks of before; it says itself when it is done.
+            writing: self.writing,
+            ..Self::new(engine)
+        };
+        let before = std::mem::replace(self, fresh);
+        self.retired.extend(before.generations.into_engines());
     }
 
     pub(super) fn usable(&self) -> Result<(), Fault> {
@@ -267,7 +247,7 @@ impl State {
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        self.queue.is_empty() && !self.writing && self.rewrite.is_none()
+        self.queue.is_empty() && !self.writing
     }
 
     pub(super) fn append(&mut self, records: Vec<Arc<Record>>) -> Result<(), Fault> {
@@ -299,7 +279,7 @@ impl State {
         self.tail_bytes = 0;
         let Some(sealed) = self.seal(records) else { return };
         let first = sealed.first;
-        self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
+        self.queue.push_back(sealed);
         self.kill(first, dead.0, dead.1);
     }
 
@@ -313,7 +293,7 @@ impl State {
             self.last = Some(last);
             let weight = bytes.len();
             let sealed = self.enter(first, last, size, SealedContent::Encoded(bytes), weight);
-            self.queue.push_back(Job { removes: Vec::new(), puts: vec![sealed] });
+            self.queue.push_back(sealed);
         }
         Ok(())
     }
@@ -350,12 +330,14 @@ impl State {
         sealed
     }
 
-    /// Takes a block out of the map; the caller queues its removal from the engine.
+    /// Takes a block out of the map. What the engine has of it goes with the engine.
     pub(super) fn forget(&mut self, first: Place) {
         if let Some(info) = self.blocks.remove(&first) {
             self.totals.subtract(&info);
-            self.churn_bytes += info.bytes;
-            self.no_longer_pending(info.id);
+            match info.home {
+                Some(number) => self.leave(number, first, info.bytes),
+                None => self.no_longer_pending(info.id),
+            }
         }
         self.empty.remove(&first);
         self.sparse.remove(&first);
@@ -421,19 +403,16 @@ impl State {
                 && info.id == block.id
             {
                 info.home = Some(number);
-                self.churn_bytes += info.bytes;
+                let bytes = info.bytes;
+                self.generations.add(number, block.first, bytes);
             }
         }
     }
 
-    pub(super) fn engine(&self, number: u64) -> Option<Arc<dyn Engine>> {
-        let next = self.rewrite.as_ref().map(|rewrite| &rewrite.to);
-        let home = [Some(&self.home), next].into_iter().flatten().find(|home| home.number == number);
-        home.map(|home| Arc::clone(&home.engine))
-    }
-
-    pub(super) fn next_number(&self) -> u64 {
-        self.rewrite.as_ref().map_or(self.home.number, |rewrite| rewrite.to.number) + 1
+    /// A number for an engine about to be begun.
+    pub(super) fn next_engine(&mut self) -> u64 {
+        self.engines += 1;
+        self.engines
     }
 
     pub(super) fn pinned_up_to(&self) -> Option<Revision> {
@@ -456,8 +435,8 @@ impl State {
             tail_bytes: count(self.tail_bytes),
             pending_bytes: count(self.pending_bytes),
             pins: count(self.pins.values().sum()),
-            rewrites: self.rewrites,
-            rewriting: self.rewrite.is_some(),
+            engines: count(self.generations.count()),
+            engines_begun: self.engines,
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Trimming: records that nobody needs any more are removed, and sparse blocks are merged.
 //!
 //! A step takes blocks of which nothing is needed out of the map unread; examines blocks that no
-//! trim has seen and those of which less than half may be needed; and rewrites what survives of the
-//! sparse ones, together with neighbours, as long as one block of the usual size holds it. Sealing
-//! and trimming share the write-behind queue, so the engine follows the map's order of changes.
+//! trim has seen and those of which less than half may be needed; and writes what survives of the
+//! sparse ones, together with neighbours, as a new block of the usual size in their place.
 
 use super::read::{Located, after};
-use super::state::{Job, State};
+use super::state::State;
 use super::{BlockStore, Shared};
 use crate::model::{Fault, Revision, limits};
 use crate::storage::record::{Place, Record};
@@ -88,9 +87,7 @@ impl State {
             for first in &empty {
                 self.forget(*first);
             }
-            let blocks = empty.len();
-            self.queue.push_back(Job { removes: empty, puts: Vec::new() });
-            return Turn::Dropped { blocks, records };
+            return Turn::Dropped { blocks: empty.len(), records };
         }
         let mut sparse = self.sparse.range(range).copied();
         let sparse = sparse.find(|first| self.covered(scope, *first));
@@ -120,7 +117,7 @@ impl State {
         };
         let room = u64::try_from(room_beside(bytes)).unwrap_or(0);
         let fits = neighbour.filter(|(first, info)| scope.covers(**first, info.last) && info.live_bytes_min() <= room);
-        fits.map_or(Ok(None), |(first, _)| self.locate(*first))
+        fits.map(|(first, info)| self.locate(*first, info)).transpose()
     }
 
     /// Puts what survives of a run of neighbouring blocks in their place, unless one of them has
@@ -138,9 +135,9 @@ impl State {
         for block in run {
             self.forget(block.first);
         }
-        // A put overrides a removal of the same key in its job.
-        let puts = self.seal(survivors).into_iter().collect();
-        self.queue.push_back(Job { removes: run.iter().map(|block| block.first).collect(), puts });
+        if let Some(merged) = self.seal(survivors) {
+            self.queue.push_back(merged);
+        }
         true
     }
 
@@ -172,8 +169,8 @@ enum Beside {
 }
 
 impl Shared {
-    fn examine(&self, located: &Located, keep: Keep<'_>) -> Result<Option<Examined>, Fault> {
-        let Some(content) = self.load(located)? else { return Ok(None) };
+    fn examine(&self, located: &Located, keep: Keep<'_>) -> Result<Examined, Fault> {
+        let content = self.load(located)?;
         let (mut records, mut bytes, mut live_bytes, mut live) = (0, 0, 0, Vec::new());
         content.for_each(|record| {
             let weight = record.weight();
@@ -185,7 +182,7 @@ impl Shared {
             }
         })?;
         let (first, last, id) = (located.first, located.last, located.id);
-        Ok(Some(Examined { first, last, id, records, bytes, live, live_bytes }))
+        Ok(Examined { first, last, id, records, bytes, live, live_bytes })
     }
 
     fn trim(&self, upto: Revision, keep: Keep<'_>, budget: usize) -> Result<TrimProgress, Fault> {
@@ -219,9 +216,13 @@ impl Shared {
         budget: usize,
         progress: &mut TrimProgress,
     ) -> Result<(), Fault> {
-        let located = self.state.lock().locate(first)?;
-        let Some(located) = located else { return Ok(()) };
-        let Some(block) = self.examine(&located, keep)? else { return Ok(()) };
+        let located = {
+            let state = self.state.lock();
+            // Gone: a reset came between.
+            let Some(info) = state.blocks.get(&first) else { return Ok(()) };
+            state.locate(first, info)?
+        };
+        let block = self.examine(&located, keep)?;
         progress.examined += block.records;
         if block.live_bytes * 2 >= block.bytes && !block.live.is_empty() {
             let mut state = self.state.lock();
@@ -264,10 +265,7 @@ impl Shared {
                 let Some(scope) = state.scope(upto) else { break };
                 state.neighbour(scope, side, bytes)?
             };
-            let examined = match &located {
-                Some(located) => self.examine(located, keep)?,
-                None => None,
-            };
+            let examined = located.map(|located| self.examine(&located, keep)).transpose()?;
             progress.examined += examined.as_ref().map_or(0, |block| block.records);
             let fits = |block: &Examined| block.live_bytes <= room_beside(bytes);
             match examined {

@@ -1,32 +1,30 @@
-//! The write-behind thread: the only one that changes the engine. It takes queued jobs in order,
-//! encodes their blocks and commits several at once; between commits it replaces a grown engine.
+//! The write-behind thread: the only one that writes to an engine. It takes queued blocks in order,
+//! encodes them and commits several at once; between commits it copies between engines.
 
-use super::rewrite::Growth;
-use super::state::{Home, Job, Sealed, SealedContent, State};
+use super::state::{Sealed, SealedContent, State};
 use super::{Shared, engine_key};
 use crate::model::Fault;
+use crate::storage::engine::{Engine, EngineBatch};
 use crate::storage::panic_text;
-use crate::storage::record::{Place, encode_block};
-use bytes::Bytes;
-use std::collections::BTreeMap;
+use crate::storage::record::encode_block;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One commit takes at least one job and stops at this size: readers wait for the engine meanwhile.
+/// One commit takes at least one block and stops at this size: readers wait for the engine meanwhile.
 const COMMIT_BYTES: usize = 256 << 10;
-const COMMIT_REMOVES: usize = 256;
 /// How long a queue that is not worth a commit waits for more: a commit of one block costs the
 /// engine's threads about as much as one of many.
 const LINGER: Duration = Duration::from_millis(50);
 const LINGERS_MAX: u32 = 4;
-/// How often a replaced engine is looked at that a reader still holds.
+/// How often an emptied engine is looked at that a reader still holds.
 const RETIRED_POLL: Duration = Duration::from_millis(200);
 
-/// Jobs on their way, and where to.
+/// Blocks on their way, and the engine they go to.
 struct Writing {
-    jobs: Vec<Job>,
-    to: Home,
+    blocks: Vec<Arc<Sealed>>,
+    number: u64,
+    engine: Arc<dyn Engine>,
 }
 
 /// True of a queue that need not wait for more.
@@ -38,34 +36,33 @@ enum Task {
     Write(Writing),
     Copy,
     /// Let go of these.
-    Drop(Vec<Home>),
+    Drop(Vec<Arc<dyn Engine>>),
 }
 
 impl State {
-    fn take_jobs(&mut self) -> Option<Writing> {
-        let (mut bytes, mut removes) = (0, 0);
-        let mut jobs = Vec::new();
+    fn take_blocks(&mut self) -> Option<Writing> {
+        let mut bytes = 0;
+        let mut blocks = Vec::new();
         while bytes < COMMIT_BYTES
-            && removes < COMMIT_REMOVES
-            && let Some(mut job) = self.queue.pop_front()
+            && let Some(sealed) = self.queue.pop_front()
         {
-            // A block that was trimmed before its turn came need not be written at all.
-            job.puts.retain(|sealed| self.pending.contains_key(&sealed.id));
-            bytes += job.puts.iter().map(|sealed| sealed.weight).sum::<usize>();
-            removes += job.removes.len();
-            jobs.push(job);
+            // One that was trimmed before its turn came need not be written at all.
+            if self.pending.contains_key(&sealed.id) {
+                bytes += sealed.weight;
+                blocks.push(sealed);
+            }
         }
-        if jobs.is_empty() {
+        if blocks.is_empty() {
             return None;
         }
         self.writing = true;
-        let to = self.rewrite.as_ref().map_or(&self.home, |rewrite| &rewrite.to).clone();
-        Some(Writing { jobs, to })
+        let newest = self.generations.newest();
+        Some(Writing { blocks, number: newest.number, engine: Arc::clone(&newest.engine) })
     }
 
-    fn take_unused_engines(&mut self) -> Vec<Home> {
+    fn take_unused_engines(&mut self) -> Vec<Arc<dyn Engine>> {
         // No reader can get hold of a retired engine any more, so a count of one stays one.
-        self.retired.extract_if(.., |home| Arc::strong_count(&home.engine) == 1).collect()
+        self.retired.extract_if(.., |engine| Arc::strong_count(engine) == 1).collect()
     }
 }
 
@@ -81,17 +78,19 @@ impl Shared {
     }
 
     fn write_until_closed(&self) -> Result<(), Fault> {
-        let mut growth = Growth::default();
         while let Some(task) = self.next_task() {
             match task {
                 Task::Write(writing) => {
                     self.write(writing)?;
-                    self.check_growth(&mut growth)?;
-                    // A rewrite must end under any load.
-                    self.copy_step(&mut growth)?;
+                    self.rotate()?;
+                    // Copying must end under any load.
+                    self.copy_step()?;
                 }
-                Task::Copy => self.copy_step(&mut growth)?,
-                Task::Drop(homes) => drop(homes),
+                Task::Copy => {
+                    self.copy_step()?;
+                    self.rotate()?;
+                }
+                Task::Drop(engines) => drop(engines),
             }
             self.progress.notify_all();
         }
@@ -106,8 +105,9 @@ impl Shared {
             if state.usable().is_err() {
                 return None;
             }
+            let outgrown = state.is_outgrown(self.options.rotation.as_ref());
             let may_grow = !state.queue.is_empty() && !is_worth_a_commit(state.pending_bytes);
-            if may_grow && state.settling == 0 && state.rewrite.is_none() && lingered < LINGERS_MAX {
+            if may_grow && state.settling == 0 && !outgrown && lingered < LINGERS_MAX {
                 let wait = self.work.wait_for(&mut state, LINGER);
                 lingered = if wait.timed_out() { LINGERS_MAX } else { lingered + 1 };
                 continue;
@@ -116,10 +116,12 @@ impl Shared {
             if !unused.is_empty() {
                 return Some(Task::Drop(unused));
             }
-            if let Some(writing) = state.take_jobs() {
+            if let Some(writing) = state.take_blocks() {
                 return Some(Task::Write(writing));
             }
-            if state.rewrite.is_some() {
+            // The queue is empty, perhaps only because all of it was trimmed.
+            self.progress.notify_all();
+            if outgrown {
                 return Some(Task::Copy);
             }
             if state.retired.is_empty() {
@@ -131,33 +133,27 @@ impl Shared {
     }
 
     fn write(&self, writing: Writing) -> Result<(), Fault> {
-        // A later change of the same key overrides an earlier one.
-        let mut changes: BTreeMap<Place, Option<Bytes>> = BTreeMap::new();
-        let mut written: Vec<Arc<Sealed>> = Vec::new();
-        for job in writing.jobs {
-            changes.extend(job.removes.into_iter().map(|first| (first, None)));
-            for sealed in job.puts {
-                let bytes = match &sealed.content {
-                    SealedContent::Records(records) => encode_block(records)?,
-                    SealedContent::Encoded(bytes) => bytes.clone(),
-                };
-                changes.insert(sealed.first, Some(bytes));
-                written.push(sealed);
-            }
+        let mut batch = EngineBatch::with_capacity(writing.blocks.len());
+        for sealed in &writing.blocks {
+            let bytes = match &sealed.content {
+                SealedContent::Records(records) => encode_block(records)?,
+                SealedContent::Encoded(bytes) => bytes.clone(),
+            };
+            batch.push((engine_key(sealed.id), bytes));
         }
-        self.commit(&writing.to, changes)?;
+        self.commit(&*writing.engine, batch)?;
         let mut state = self.state.lock();
         state.writing = false;
-        state.written(&written, writing.to.number);
+        state.written(&writing.blocks, writing.number);
         Ok(())
     }
 
-    pub(super) fn commit(&self, to: &Home, changes: BTreeMap<Place, Option<Bytes>>) -> Result<(), Fault> {
-        let mut batch = Some(changes.into_iter().map(|(first, value)| (engine_key(first), value)).collect());
+    pub(super) fn commit(&self, engine: &dyn Engine, batch: EngineBatch) -> Result<(), Fault> {
+        let mut batch = Some(batch);
         let mut outcome = Ok(());
         (self.options.around_commit)(&mut || {
             if let Some(batch) = batch.take() {
-                outcome = to.engine.commit(batch);
+                outcome = engine.commit(batch);
             }
         });
         if batch.is_some() {

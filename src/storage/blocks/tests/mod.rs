@@ -9,7 +9,7 @@ mod soak;
 use super::*;
 use crate::storage::engine::EngineBatch;
 use crate::storage::memory::MemoryEngine;
-use crate::storage::record::{Block, RecordKind, encode_block};
+use crate::storage::record::{Block, Place, RecordKind, encode_block};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
@@ -71,12 +71,6 @@ impl Engine for Counting {
         self.gets.fetch_add(1, Ordering::Relaxed);
         self.engine.get(key)
     }
-    fn floor(&self, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, Fault> {
-        self.engine.floor(key)
-    }
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, Fault> {
-        self.engine.scan(from, to, limit)
-    }
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.engine.commit(batch)
@@ -86,15 +80,9 @@ impl Engine for Counting {
     }
 }
 
-fn stored_blocks(engine: &dyn Engine) -> usize {
-    engine.scan(b"", b"\xff", usize::MAX).unwrap().len()
-}
-
-#[test]
-fn engine_keys_sort_like_places() {
-    let places = [(i64::MIN, 9), (-1, 0), (0, 0), (0, 1), (1, 0), (1, u32::MAX), (256, 0), (i64::MAX, 0)];
-    let keys: Vec<_> = places.iter().map(|place| engine_key(*place)).collect();
-    assert!(keys.is_sorted());
+/// Full at that many bytes, and copied as soon as one is sparse or there are more than three.
+fn rotation(factory: impl Fn() -> Result<Arc<dyn Engine>, Fault> + Send + Sync + 'static, full: u64) -> Rotation {
+    Rotation { full_bytes_min: full, full_share: 2, engines_max: 3, ..Rotation::new(Arc::new(factory)) }
 }
 
 #[test]
@@ -109,7 +97,7 @@ fn records_are_found_in_the_tail_in_flight_and_in_the_engine() {
     let stats = store.stats();
     assert!(stats.blocks >= 6 && stats.tail_records > 0 && stats.pending_bytes == 0, "{stats:?}");
     assert_eq!(stats.records + stats.tail_records, 200);
-    assert_eq!(stored_blocks(&*engine), usize::try_from(stats.blocks).unwrap());
+    assert_eq!(engine.engine.entries().len(), usize::try_from(stats.blocks).unwrap());
     for main in 1..=100 {
         assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 1000)));
         assert_eq!(store.get(main, 1).unwrap(), Some(record(main, 1, 0)));
@@ -129,8 +117,7 @@ fn blocks_have_the_size_aimed_at_and_huge_records_stand_alone() {
         store.append(vec![record(main, 0, 300), record(main, 1, if main % 50 == 0 { 100_000 } else { 20 })]).unwrap();
     }
     store.settle().unwrap();
-    let sizes: Vec<usize> =
-        engine.scan(b"", b"\xff", usize::MAX).unwrap().iter().map(|(_, block)| block.len()).collect();
+    let sizes: Vec<usize> = engine.entries().values().map(Bytes::len).collect();
     assert_eq!(sizes.iter().filter(|size| **size > 100_000).count(), 10);
     for size in &sizes {
         assert!(*size < 16 << 10 || (100_000..100_200).contains(size), "{size}");
@@ -187,8 +174,6 @@ fn a_trim_drops_dead_blocks_unread() {
     let progress = trim_all(&store, 1000, &|_, _, _| panic!("nothing is to be read"));
     assert_eq!(progress.removed, usize::try_from(sealed).unwrap());
     assert_eq!(engine.gets.load(Ordering::Relaxed), 0);
-    store.settle().unwrap();
-    assert_eq!(stored_blocks(&*engine), 0);
     let stats = store.stats();
     assert_eq!((stats.blocks, stats.bytes, stats.live_bytes), (0, 0, 0));
     assert_eq!(store.get(1, 0).unwrap(), None);
@@ -307,14 +292,14 @@ fn a_reset_begins_anew() {
     }
     let engine = Arc::new(MemoryEngine::new());
     store.reset(Arc::clone(&engine) as Arc<dyn Engine>);
-    assert_eq!(store.stats(), BlockStats::default());
+    assert_eq!(store.stats(), BlockStats { engines: 1, engines_begun: 2, ..BlockStats::default() });
     assert_eq!(store.get(1, 0).unwrap(), None);
     for main in 1..=500 {
         store.append(vec![record(main, 0, 50)]).unwrap();
     }
     store.settle().unwrap();
     assert!((1..=500).all(|main| store.get(main, 0).unwrap() == Some(record(main, 0, 50))));
-    assert_eq!(stored_blocks(&*engine), usize::try_from(store.stats().blocks).unwrap());
+    assert_eq!(engine.entries().len(), usize::try_from(store.stats().blocks).unwrap());
 }
 
 #[test]
@@ -331,18 +316,31 @@ fn a_closed_store_refuses_and_lets_go_of_its_engine() {
     assert_eq!(Arc::strong_count(&engine), 1);
 }
 
-#[test]
-fn a_grown_engine_is_replaced_in_the_background() {
-    let engines = Arc::new(RwLock::new(Vec::new()));
+type Made = Arc<RwLock<Vec<std::sync::Weak<dyn Engine>>>>;
+
+/// Makes engines and remembers them.
+fn remembered() -> (Made, impl Fn() -> Result<Arc<dyn Engine>, Fault> + Clone) {
+    let engines = Made::default();
     let made = Arc::clone(&engines);
     let factory = move || {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
         made.write().push(Arc::downgrade(&engine));
         Ok(engine)
     };
+    (engines, factory)
+}
+
+fn living(engines: &Made) -> Vec<Arc<dyn Engine>> {
+    engines.read().iter().filter_map(std::sync::Weak::upgrade).collect()
+}
+
+#[test]
+fn emptied_engines_go_and_sparse_ones_are_copied() {
+    let (engines, factory) = remembered();
     let first = factory().unwrap();
-    let rewrite = Rewrite { min_bytes: 100_000, ..Rewrite::new(Arc::new(factory)) };
-    let store = BlockStore::new(first, BlockOptions { rewrite: Some(rewrite), ..options() }).unwrap();
+    let rotation = Rotation { full_bytes_min: 40_000, ..Rotation::new(Arc::new(factory)) };
+    let options = BlockOptions { rotation: Some(rotation), ..options() };
+    let store = BlockStore::new(first, options).unwrap();
     // The newest stay a while, so that blocks are written before most of their records die.
     let keep = |main: i64, _: u32, _: &Record| main % 40 == 0;
     let mut sealed = 0;
@@ -352,21 +350,41 @@ fn a_grown_engine_is_replaced_in_the_background() {
             store.settle().unwrap();
             sealed = main - i64::try_from(store.stats().tail_records).unwrap();
             trim_all(&store, main, &keep);
+            store.settle().unwrap();
+            let stats = store.stats();
+            let disk: u64 = living(&engines).iter().map(|engine| engine.disk_bytes().unwrap()).sum();
+            // Older ones are a third full, the newest has the size of a full one and what one commit adds.
+            assert!(disk <= 80_000 + 3 * stats.bytes, "{disk} bytes of files: {stats:?}");
         }
     }
-    store.settle().unwrap();
     let stats = store.stats();
-    assert!(stats.rewrites >= 3, "{stats:?}");
+    assert!(stats.engines <= 12 && stats.engines_begun > 20, "{stats:?}");
+    assert_eq!(u64::try_from(engines.read().len()).unwrap(), stats.engines_begun);
     for main in (1..=sealed).filter(|main| main % 40 == 0) {
         assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 100)));
     }
-    let engines = engines.read();
-    assert_eq!(u64::try_from(engines.len()).unwrap(), stats.rewrites + 1);
-    let living = engines.iter().filter_map(std::sync::Weak::upgrade).count();
-    assert!(living <= 2, "replaced engines are dropped: {living} of {} live", engines.len());
-    let newest = engines.last().and_then(std::sync::Weak::upgrade).unwrap();
-    assert_eq!(stored_blocks(&*newest), usize::try_from(stats.blocks).unwrap());
-    assert!(newest.disk_bytes().unwrap() < 2 * stats.bytes + 200_000, "{stats:?}");
+    // All goes but the engine that is written to.
+    (1..=sealed).filter(|main| main % 40 == 0).for_each(|main| store.note_dead(main, 0));
+    trim_all(&store, 20_000, &|_, _, _| false);
+    store.settle().unwrap();
+    assert_eq!(store.stats().engines, 1);
+    while living(&engines).len() > 1 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn history_that_stays_lies_in_few_engines() {
+    let (engines, factory) = remembered();
+    let first = factory().unwrap();
+    let options = BlockOptions { rotation: Some(rotation(factory, 40_000)), ..options() };
+    let store = BlockStore::new(first, options).unwrap();
+    for main in 1..=3000 {
+        store.append(vec![record(main, 0, 500)]).unwrap();
+    }
+    store.settle().unwrap();
+    assert!(store.stats().engines <= 3 && engines.read().len() > 4, "{:?}", store.stats());
+    assert!((1..=3000).all(|main| store.get(main, 0).unwrap() == Some(record(main, 0, 500))));
 }
 
 /// Moves all blocks of a store into another as an image does, and answers what was in them.

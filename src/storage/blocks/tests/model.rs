@@ -59,8 +59,9 @@ struct World {
 
 impl World {
     fn new(make: Make) -> Self {
-        let rewrite = Rewrite { min_bytes: 30_000, ..Rewrite::new(Arc::clone(&make)) };
-        let store = BlockStore::new(make().unwrap(), BlockOptions { rewrite: Some(rewrite), ..options() }).unwrap();
+        let of_store = Arc::clone(&make);
+        let rotation = Some(rotation(move || of_store(), 15_000));
+        let store = BlockStore::new(make().unwrap(), BlockOptions { rotation, ..options() }).unwrap();
         Self {
             store,
             make,

@@ -37,8 +37,8 @@ impl Flood {
             let mut slowest = slowest.lock();
             *slowest = took.max(*slowest);
         });
-        let rewrite = Some(Rewrite { min_bytes: 32 << 20, ..Rewrite::new(Arc::new(make)) });
-        let store = BlockStore::new(first, BlockOptions { rewrite, around_commit, ..options() }).unwrap();
+        let rotation = Some(Rotation::new(Arc::new(make)));
+        let store = BlockStore::new(first, BlockOptions { rotation, around_commit, ..options() }).unwrap();
         Self { store, clock, main: 0, recent: VecDeque::new(), slowest: Default::default(), slowest_commit, _dir: dir }
     }
 
