@@ -324,7 +324,9 @@ impl Snapshots {
             }
             import.publish()?;
             of.replace(restored);
+            let at = local.meta.last_log_id.map_or(0, |last| last.index);
             this.published(local);
+            tracing::info!(at, "brought up to the others by a snapshot");
             Ok(())
         })
         .await

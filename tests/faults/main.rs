@@ -11,15 +11,22 @@
     reason = "a test harness: it reports to the terminal, fails by panics and reads the real clock"
 )]
 
+#[path = "../support/act.rs"]
+mod act;
 mod campaign;
+#[path = "../support/check.rs"]
 mod check;
 mod crash;
 mod damage;
 mod disk;
 mod fuzz;
+#[path = "../support/http.rs"]
 mod http;
+#[path = "../support/linear.rs"]
 mod linear;
+#[path = "../support/mount.rs"]
 mod mount;
+#[path = "../support/op.rs"]
 mod op;
 mod powercut;
 mod refusal;

@@ -42,3 +42,25 @@ fn power_cuts_lose_no_acknowledged_write() {
     }
     campaign.conclude(server.take().expect("a member is running"), "powercut");
 }
+
+#[test]
+fn a_cut_loses_what_was_not_synced_and_keeps_what_was() {
+    use std::io::Write;
+    let mut mount = match Mount::new(64 << 20) {
+        Ok(mount) => mount,
+        Err(why) => return super::skipped("mount", &why),
+    };
+    let (synced, unsynced) = (mount.path().join("synced"), mount.path().join("unsynced"));
+    let mut file = std::fs::File::create(&synced).unwrap();
+    file.write_all(b"kept").unwrap();
+    file.sync_all().unwrap();
+    std::fs::File::open(mount.path()).unwrap().sync_all().unwrap();
+    file.write_all(b" and lost").unwrap();
+    std::fs::write(&unsynced, b"lost").unwrap();
+    drop(file);
+    mount.cut().unwrap();
+    assert!(std::fs::write(&unsynced, b"x").is_err(), "the disk still takes writes");
+    mount.power_on().unwrap();
+    assert_eq!(std::fs::read(&synced).unwrap(), b"kept");
+    assert!(std::fs::read(&unsynced).unwrap_or_default().is_empty());
+}

@@ -20,6 +20,7 @@ struct History {
 
 struct Simulation {
     rng: StdRng,
+    base: State,
     state: State,
     log: Log,
     next_value: i64,
@@ -39,7 +40,7 @@ impl Simulation {
             false => None,
         };
         let value = self.value();
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..14) {
             0..3 => Action::Put { key, value },
             3..5 => Action::Cas { key, expected, value },
             5 => Action::Delete { key },
@@ -51,6 +52,8 @@ impl Simulation {
                 self.next_value += 1;
                 Action::Add { key: "counter".to_owned(), by: self.next_value }
             }
+            9 => Action::ReadMany { keys: (0..3).map(|at| format!("key/{at}")).collect() },
+            10 => Action::StaleRead { key },
             _ => Action::Read { key },
         }
     }
@@ -71,6 +74,17 @@ impl Simulation {
         }
         match action {
             Action::Read { key } => Answer::Value { revision, version: self.state.keys.get(key).cloned() },
+            Action::StaleRead { key } => {
+                // As of some revision that is not the newest.
+                let back = self.rng.random_range(0..4).min(revision - self.base.revision);
+                let mut state = self.base.clone();
+                state.replay(&self.log.range(..=revision - back).map(|(at, changes)| (*at, changes.clone())).collect());
+                Answer::Value { revision: revision - back, version: state.keys.get(key).cloned() }
+            }
+            Action::ReadMany { keys } => {
+                let version = |key: &Key| (key.clone(), self.state.keys.get(key).cloned());
+                Answer::Values { revision, versions: keys.iter().map(version).collect() }
+            }
             Action::Delete { key } if self.state.keys.contains_key(key) => {
                 Answer::Deleted { revision: self.commit(BTreeMap::from([(key.clone(), None)])), count: 1 }
             }
@@ -91,7 +105,7 @@ impl Simulation {
 /// `count` operations; every moment some are under way, and each happens somewhere in between.
 fn simulate(seed: u64, count: u64) -> History {
     let rng = StdRng::seed_from_u64(seed);
-    let mut sim = Simulation { rng, state: State::empty(), log: Log::new(), next_value: 0 };
+    let mut sim = Simulation { rng, base: State::empty(), state: State::empty(), log: Log::new(), next_value: 0 };
     for _ in 0..5 {
         let action = sim.action();
         sim.perform(&action);
@@ -99,13 +113,14 @@ fn simulate(seed: u64, count: u64) -> History {
     let base = std::mem::take(&mut sim.log);
     assert!(base.len() <= 5);
     let base = sim.state.clone();
+    sim.base = base.clone();
     let mut ops = Vec::new();
     for at in 1..=count {
         let action = sim.action();
         let moment = at * 100;
         let (call, returned) =
             (moment - sim.rng.random_range(0..400).min(moment), moment + sim.rng.random_range(1..400));
-        let read = matches!(action, Action::Read { .. });
+        let read = action.is_read();
         let (returned, answer) = match sim.rng.random_range(0..20) {
             0 if !read => (returned, Answer::No),
             1 if !read => {
@@ -310,6 +325,30 @@ const LIES: &[(&str, &[Kind], Lie)] = &[
                 true
             }
             _ => false,
+        })
+    }),
+    ("stale read of what never was", &[Kind::WrongRead], |history, rng| {
+        change(history, rng, |op| match (&op.action, &mut op.answer) {
+            (Action::StaleRead { .. }, Answer::Value { version, .. }) => {
+                *version = Some((2, "never".to_owned()));
+                true
+            }
+            _ => false,
+        })
+    }),
+    ("several keys read at two revisions", &[Kind::WrongRead], |history, rng| {
+        let log = history.log.clone();
+        change(history, rng, |op| {
+            let Answer::Values { versions, .. } = &mut op.answer else { return false };
+            let older = |key: &Key, at: i64| {
+                log.range(..at).rev().find_map(|(at, changes)| Some((*at, changes.get(key)?.clone()?)))
+            };
+            let torn = versions.iter_mut().find_map(|(key, version)| {
+                let found = older(key, version.as_ref()?.0)?;
+                *version = Some(found);
+                Some(())
+            });
+            torn.is_some()
         })
     }),
     ("answer from the future", &[Kind::FutureRevision, Kind::RealTime], |history, rng| {

@@ -1,11 +1,11 @@
 //! Clients that write, compare, delete, count and read through REST until told to stop, and journal
 //! what they were told.
 
-use super::http::{Client, Lost, Response};
+use super::act::{Manner, perform};
+use super::http::Client;
 use super::op::{Action, Answer, Key, Op, Version};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,7 +110,7 @@ impl Worker {
         while !stopping.load(Ordering::Relaxed) {
             let action = self.choose();
             let call = self.pool.now();
-            let answer = self.perform(&action);
+            let answer = perform(&mut self.client, &action, &Manner::default());
             let ended = self.pool.now();
             self.learn(&action, &answer);
             let idle = matches!(answer, Answer::No | Answer::Unknown);
@@ -177,93 +177,6 @@ impl Worker {
                 }
             }
             _ => {}
-        }
-    }
-
-    fn perform(&mut self, action: &Action) -> Answer {
-        let result = match action {
-            Action::Put { key, value } => self.client.request("PUT", &kv(key), &[], value.as_bytes()),
-            Action::Cas { key, expected, value } => {
-                let revision = expected.as_ref().map_or(0, |(revision, _)| *revision);
-                self.client.request("PUT", &format!("{}?cas={revision}", kv(key)), &[], value.as_bytes())
-            }
-            Action::Delete { key } => self.client.request("DELETE", &kv(key), &[], b""),
-            Action::Add { key, by } => self.client.request("POST", &format!("/v1/counters/{key}?add={by}"), &[], b""),
-            Action::Txn { key, expected, puts } => {
-                let body = txn(key, expected.as_ref(), puts).to_string();
-                let headers = [("content-type", "application/json")];
-                self.client.request("POST", "/v1/txn", &headers, body.as_bytes())
-            }
-            Action::Read { key } => self.client.get(&kv(key)),
-        };
-        match result {
-            Ok(response) => interpret(action, &response),
-            Err(Lost::NotSent(_)) => Answer::No,
-            Err(Lost::Unknown(_)) => Answer::Unknown,
-        }
-    }
-}
-
-fn kv(key: &Key) -> String {
-    format!("/v1/kv/{key}")
-}
-
-fn txn(key: &Key, expected: Option<&Version>, puts: &BTreeMap<Key, String>) -> Value {
-    let condition = match expected {
-        Some((revision, _)) => json!({"key": key, "revision": revision}),
-        None => json!({"key": key, "exists": false}),
-    };
-    let then: Vec<Value> = puts.iter().map(|(key, value)| json!({"put": {"key": key, "value": value}})).collect();
-    json!({"if": [condition], "then": then})
-}
-
-/// What the answer says. Anything that breaks the contract fails the run right here.
-pub(crate) fn interpret(action: &Action, response: &Response) -> Answer {
-    let number = |body: &Value, name: &str| {
-        body[name].as_i64().unwrap_or_else(|| panic!("no {name} in {body}, the answer to {action:?}"))
-    };
-    match (response.status, action) {
-        (200 | 404, Action::Read { .. }) => {
-            let version = (response.status == 200).then(|| {
-                let etag = response.header("etag").and_then(|etag| etag.trim_matches('"').parse().ok());
-                let value = String::from_utf8(response.body.clone()).expect("the value is the text that was put");
-                (etag.unwrap_or_else(|| panic!("no ETag: {response:?}")), value)
-            });
-            Answer::Value { revision: response.revision(), version }
-        }
-        (200 | 201, Action::Put { .. } | Action::Cas { .. }) => {
-            Answer::Written { revision: number(&response.json(), "revision") }
-        }
-        (200, Action::Delete { .. }) => {
-            let body = response.json();
-            let count = u64::try_from(number(&body, "deleted")).expect("a count");
-            Answer::Deleted { revision: number(&body, "revision"), count }
-        }
-        (200, Action::Add { .. }) => {
-            let body = response.json();
-            Answer::Sum { revision: number(&body, "revision"), value: number(&body, "value") }
-        }
-        (200, Action::Txn { .. }) => {
-            let body = response.json();
-            let revision = number(&body, "revision");
-            match body["succeeded"].as_bool() {
-                Some(true) => Answer::Written { revision },
-                Some(false) => Answer::Refused { revision },
-                None => panic!("no outcome in {body}"),
-            }
-        }
-        (412, Action::Cas { .. }) => Answer::Refused { revision: number(&response.json(), "revision") },
-        (429.., _) => {
-            let body = response.json();
-            match body["applied"].as_str() {
-                Some("no") => Answer::No,
-                Some("unknown") => Answer::Unknown,
-                _ if matches!(action, Action::Read { .. }) => Answer::No,
-                _ => panic!("status {} does not say whether it was applied: {body}", response.status),
-            }
-        }
-        (status, action) => {
-            panic!("status {status} to {action:?}: {}", String::from_utf8_lossy(&response.body))
         }
     }
 }

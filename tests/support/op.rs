@@ -3,7 +3,7 @@
 //! Every written value is unique, and so is every counter's increment, so that what is found in the
 //! store names the operation it came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) type Key = String;
 /// A key's value and the revision that wrote it.
@@ -37,6 +37,14 @@ pub(crate) enum Action {
     Read {
         key: Key,
     },
+    /// All at one revision.
+    ReadMany {
+        keys: BTreeSet<Key>,
+    },
+    /// Of whatever the member asked has applied.
+    StaleRead {
+        key: Key,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +71,11 @@ pub(crate) enum Answer {
         revision: i64,
         version: Option<Version>,
     },
+    /// The same of several keys.
+    Values {
+        revision: i64,
+        versions: BTreeMap<Key, Option<Version>>,
+    },
     /// Certainly not done (`applied: no`, or never sent).
     No,
     /// Perhaps done (`applied: unknown`, or no answer).
@@ -85,8 +98,16 @@ impl Action {
         match self {
             Self::Put { key, value } | Self::Cas { key, value, .. } => vec![(key, value)],
             Self::Txn { puts, .. } => puts.iter().collect(),
-            Self::Delete { .. } | Self::Add { .. } | Self::Read { .. } => Vec::new(),
+            Self::Delete { .. }
+            | Self::Add { .. }
+            | Self::Read { .. }
+            | Self::ReadMany { .. }
+            | Self::StaleRead { .. } => Vec::new(),
         }
+    }
+
+    pub(crate) fn is_read(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::ReadMany { .. } | Self::StaleRead { .. })
     }
 
     pub(crate) fn keys(&self) -> Vec<&Key> {
@@ -95,7 +116,9 @@ impl Action {
             | Self::Cas { key, .. }
             | Self::Delete { key }
             | Self::Add { key, .. }
-            | Self::Read { key } => vec![key],
+            | Self::Read { key }
+            | Self::StaleRead { key } => vec![key],
+            Self::ReadMany { keys } => keys.iter().collect(),
             Self::Txn { key, puts, .. } => puts.keys().chain([key]).collect(),
         }
     }
@@ -109,7 +132,8 @@ impl Answer {
             | Self::Refused { revision }
             | Self::Deleted { revision, .. }
             | Self::Sum { revision, .. }
-            | Self::Value { revision, .. } => Some(*revision),
+            | Self::Value { revision, .. }
+            | Self::Values { revision, .. } => Some(*revision),
             Self::No | Self::Unknown => None,
         }
     }

@@ -94,7 +94,12 @@ fn effects(op: &Op) -> Vec<(&Key, Effect)> {
     let refused = matches!(op.answer, Answer::Refused { .. });
     let expected_value = |expected: &Option<(i64, String)>| expected.as_ref().map(|(_, value)| value.clone());
     match (&op.action, &op.answer) {
-        (_, Answer::No) | (Action::Read { .. }, Answer::Unknown) => Vec::new(),
+        (_, Answer::No) | (Action::StaleRead { .. }, _) => Vec::new(),
+        (action, Answer::Unknown) if action.is_read() => Vec::new(),
+        (Action::ReadMany { .. }, Answer::Values { versions, .. }) => {
+            let seen = |version: &Option<(i64, String)>| version.as_ref().map(|(_, value)| value.clone());
+            versions.iter().map(|(key, version)| (key, Effect::Read(seen(version)))).collect()
+        }
         (Action::Read { key }, Answer::Value { version, .. }) => {
             vec![(key, Effect::Read(version.as_ref().map(|(_, value)| value.clone())))]
         }
@@ -126,7 +131,7 @@ fn effects(op: &Op) -> Vec<(&Key, Effect)> {
             };
             vec![(key, Effect::Add { by: *by, sum })]
         }
-        (Action::Read { .. }, answer) => panic!("a read was answered with {answer:?}"),
+        (Action::Read { .. } | Action::ReadMany { .. }, answer) => panic!("a read was answered with {answer:?}"),
     }
 }
 

@@ -100,7 +100,8 @@ impl<'a> View<'a> {
     }
 
     fn real_time(&self, ops: &[Op]) -> Verdict {
-        let mut by_call: Vec<&Op> = ops.iter().filter(|op| op.answer.revision().is_some()).collect();
+        let dated = |op: &&Op| op.answer.revision().is_some() && !matches!(op.action, Action::StaleRead { .. });
+        let mut by_call: Vec<&Op> = ops.iter().filter(dated).collect();
         let mut by_return = by_call.clone();
         by_call.sort_by_key(|op| op.call);
         by_return.sort_by_key(|op| op.returned);
@@ -126,10 +127,15 @@ impl<'a> View<'a> {
             return violation(kind, format!("the store ends at {}: {op:?}", self.last));
         }
         match (&op.action, &op.answer) {
-            (Action::Read { key }, Answer::Value { version, .. }) => {
+            (Action::Read { key } | Action::StaleRead { key }, Answer::Value { version, .. }) => {
                 let actual = self.at(key, revision);
                 let wrong = || violation(Kind::WrongRead, format!("the key was {actual:?}: {op:?}"));
                 if actual == *version { Ok(()) } else { wrong() }
+            }
+            (Action::ReadMany { .. }, Answer::Values { versions, .. }) => {
+                let wrong = versions.iter().find(|(key, version)| self.at(key, revision) != **version);
+                let Some((key, _)) = wrong else { return Ok(()) };
+                violation(Kind::WrongRead, format!("{key} was {:?}: {op:?}", self.at(key, revision)))
             }
             (Action::Cas { key, expected, .. } | Action::Txn { key, expected, .. }, Answer::Refused { .. }) => {
                 let held = self.at(key, revision) == *expected;
@@ -203,7 +209,7 @@ fn is_change(answer: &Answer) -> bool {
     match answer {
         Answer::Written { .. } | Answer::Sum { .. } => true,
         Answer::Deleted { count, .. } => *count > 0,
-        Answer::Refused { .. } | Answer::Value { .. } | Answer::No | Answer::Unknown => false,
+        Answer::Refused { .. } | Answer::Value { .. } | Answer::Values { .. } | Answer::No | Answer::Unknown => false,
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Response {
 }
 
 #[derive(Debug)]
-#[expect(dead_code, reason = "the errors are there for failure messages, which print them with Debug")]
+#[allow(dead_code, reason = "the errors are there for failure messages, which print them with Debug")]
 pub(crate) enum Lost {
     /// No connection: the request was never sent.
     NotSent(io::Error),
