@@ -53,6 +53,8 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("the members' states differ: this member does not serve this until that is resolved")]
+    Diverged,
     #[error("this member's disk does not answer")]
     DiskStalled,
     #[error("as many watch streams and waits are open on this member as it allows")]

@@ -5,13 +5,14 @@
 //! every responder is answered; a fault ends the process through the handler given in. It must not
 //! know what a command means.
 
+use super::divergence::Marks;
 use super::flushed::Flushed;
 use super::log_store::io_error;
 use super::snapshots::{Builder, Restored, Snapshots, Stored};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
 use crate::machine::{LeaseChange, Machine, Reader};
-use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec, limits};
+use crate::model::{Batch, Command, Fault, LogPosition, Op, Revision, RevisionEvents, codec, limits};
 use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
 use crate::telemetry::metrics::Metrics;
@@ -63,6 +64,9 @@ pub(crate) struct Applier {
     progress: watch::Sender<Progress>,
     /// Bytes of entries applied since the newest snapshot was begun.
     log_bytes: AtomicU64,
+    marks: Marks,
+    /// Entries beyond this index wait.
+    limit: watch::Sender<u64>,
     pub(super) flushed: Arc<Flushed>,
     #[cfg_attr(not(any(test, feature = "mutants")), expect(dead_code, reason = "no bug is planted in this build"))]
     mutant: Option<Mutant>,
@@ -96,11 +100,15 @@ impl Applier {
         let reader = machine.reader();
         let progress = progress_of(&machine, &reader);
         publisher.reset(progress.revision);
+        let marks = Marks::default();
+        marks.begin(machine.applied(), machine.state_hash());
         Self {
             machine: Mutex::new(machine),
             reader,
             progress: watch::Sender::new(progress),
             log_bytes: AtomicU64::new(0),
+            marks,
+            limit: watch::Sender::new(u64::MAX),
             flushed,
             mutant,
             store: ArcSwap::new(store),
@@ -142,12 +150,55 @@ impl Applier {
         &self.log_bytes
     }
 
+    pub(super) fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Has what is not applied yet wait; gives the index of what is.
+    pub(super) fn hold(&self) -> u64 {
+        let machine = self.machine.lock();
+        let applied = machine.applied().map_or(0, |at| at.index);
+        self.limit.send_replace(applied);
+        applied
+    }
+
+    pub(super) fn allow_up_to(&self, index: u64) {
+        self.limit.send_replace(index);
+    }
+
+    pub(super) fn allow_all(&self) {
+        self.limit.send_replace(u64::MAX);
+    }
+
+    async fn allowed(&self, index: u64) {
+        if *self.limit.borrow() >= index {
+            return;
+        }
+        // The sender lives as long as this does.
+        drop(self.limit.subscribe().wait_for(|limit| *limit >= index).await);
+    }
+
     /// Replaces the machine by one restored from a snapshot.
     pub(crate) fn replace(&self, restored: Restored) {
+        let current = self.machine.lock();
+        self.replace_locked(current, restored);
+    }
+
+    /// As `replace`, if exactly `at` is applied now.
+    pub(super) fn replace_at(&self, at: LogPosition, restored: Restored) -> bool {
+        let current = self.machine.lock();
+        let fits = current.applied() == Some(at);
+        if fits {
+            self.replace_locked(current, restored);
+        }
+        fits
+    }
+
+    fn replace_locked(&self, mut current: MutexGuard<'_, Machine>, restored: Restored) {
         let Restored { machine, store } = restored;
         self.store.store(store);
-        let mut current = self.machine.lock();
         current.install(machine);
+        self.marks.begin(current.applied(), current.state_hash());
         let progress = progress_of(&current, &self.reader);
         self.publisher.reset(progress.revision);
         drop(current);
@@ -161,10 +212,23 @@ impl Applier {
         io_error(fault)
     }
 
-    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Outcomes, Fault> {
-        let batch: Batch = codec::decode("batch", bytes)?;
+    /// `None` if the entry is to wait.
+    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Option<Outcomes>, Fault> {
+        let mut batch: Batch = codec::decode("batch", bytes)?;
+        if self.planted() == Some(Mutant::FlipStateByte) {
+            flip(&mut batch);
+        }
         let begun = self.clock.monotonic();
-        let applied = self.unhurried(|| self.machine.lock().apply(at, &batch))?;
+        let apply = || {
+            let mut machine = self.machine.lock();
+            if *self.limit.borrow() < at.index {
+                return Ok(None);
+            }
+            let applied = machine.apply(at, &batch)?;
+            self.marks.note(at, machine.state_hash());
+            Ok::<_, Fault>(Some(applied))
+        };
+        let Some(applied) = self.unhurried(apply)? else { return Ok(None) };
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
         if !applied.leases.is_empty() {
@@ -179,7 +243,7 @@ impl Applier {
             progress.revision = applied.revision;
             progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
         });
-        Ok(Outcomes(applied.outcomes))
+        Ok(Some(Outcomes(applied.outcomes)))
     }
 
     /// Applying waits for the engine when the write-behind queue is full. Before it comes to that,
@@ -194,10 +258,32 @@ impl Applier {
         }
     }
 
-    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<(), Fault> {
-        self.machine.lock().note(at, membership.map(Into::into))?;
+    /// `None` if the entry is to wait.
+    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<Option<Outcomes>, Fault> {
+        let mut machine = self.machine.lock();
+        if *self.limit.borrow() < at.index {
+            return Ok(None);
+        }
+        machine.note(at, membership.map(Into::into))?;
+        self.marks.note(at, machine.state_hash());
+        drop(machine);
         self.progress.send_modify(|progress| progress.applied = Some(at));
-        Ok(())
+        Ok(Some(Outcomes::default()))
+    }
+}
+
+/// The planted bug: what is applied here is not what was proposed.
+fn flip(batch: &mut Batch) {
+    for proposal in &mut batch.proposals {
+        let Command::Txn(txn) = &mut proposal.command else { continue };
+        for op in &mut txn.success {
+            if let Op::Put(put) = op
+                && put.value.starts_with(b"flip")
+            {
+                put.value =
+                    put.value.iter().enumerate().map(|(at, byte)| if at == 0 { byte ^ 1 } else { *byte }).collect();
+            }
+        }
     }
 }
 
@@ -214,15 +300,13 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    fn apply_entry(&self, at: &LogId, payload: Payload) -> Result<Outcomes, Fault> {
+    /// `None` if the entry is to wait.
+    fn apply_entry(&self, at: &LogId, payload: &Payload) -> Result<Option<Outcomes>, Fault> {
         let at = position(at);
         match payload {
             EntryPayload::Normal(batch) => self.applier.apply_batch(at, &batch.bytes),
-            EntryPayload::Blank => self.applier.note(at, None).map(|()| Outcomes::default()),
-            EntryPayload::Membership(membership) => {
-                let bytes = codec::encode(&membership)?;
-                self.applier.note(at, Some(bytes)).map(|()| Outcomes::default())
-            }
+            EntryPayload::Blank => self.applier.note(at, None),
+            EntryPayload::Membership(membership) => self.applier.note(at, Some(codec::encode(membership)?)),
         }
     }
 
@@ -260,7 +344,13 @@ impl RaftStateMachine<Types> for StateMachine {
             if self.applier.planted() != Some(Mutant::ApplyAheadOfFlush) {
                 self.applier.flushed.covers(entry.log_id.index).await;
             }
-            let outcomes = self.apply_entry(&entry.log_id, entry.payload).map_err(|fault| self.applier.fail(fault))?;
+            let outcomes = loop {
+                self.applier.allowed(entry.log_id.index).await;
+                let applied = self.apply_entry(&entry.log_id, &entry.payload);
+                if let Some(outcomes) = applied.map_err(|fault| self.applier.fail(fault))? {
+                    break outcomes;
+                }
+            };
             if let Some(responder) = responder {
                 responder.send(outcomes);
             }

@@ -31,7 +31,7 @@ use crate::machine::View;
 use crate::model::{
     Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
 };
-use crate::raft::Consensus;
+use crate::raft::{Consensus, Standing};
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
 use crate::watch::Hub;
@@ -287,6 +287,9 @@ impl Service {
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");
         }
+        if self.inner.parts.consensus.standing() != Standing::Sound {
+            alarms.push("corrupt");
+        }
         if self.inner.parts.consensus.disk_stalled().is_some() {
             alarms.push("slow-disk");
         }
@@ -321,7 +324,7 @@ impl Service {
             Check { name: "leader", result: leader },
             Check { name: "linearizable-read", result: barrier },
             Check { name: "disk", result: disk },
-            Check { name: "no-corrupt-alarm", result: Ok(()) },
+            Check { name: "no-corrupt-alarm", result: corrupt(self.inner.parts.consensus.standing()) },
         ]
     }
 
@@ -353,6 +356,16 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         | Reply::Outcome { revision, .. } => Some(*revision),
         Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
+}
+
+fn corrupt(standing: Standing) -> Result<(), String> {
+    let why = match standing {
+        Standing::Sound => return Ok(()),
+        Standing::Undecided => "members have different states, and none has a majority: writes are refused",
+        Standing::Outvoted => "this member's state is not the majority's: it is being rebuilt from a peer's",
+        Standing::Rebuilt => "this member's state was rebuilt and is not confirmed yet",
+    };
+    Err(why.to_owned())
 }
 
 fn millis(duration: Duration) -> u64 {

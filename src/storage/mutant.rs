@@ -18,6 +18,8 @@ pub enum Mutant {
     ApplyAheadOfFlush,
     /// A snapshot is published before this disk holds the log up to it.
     SnapshotAheadOfFlush,
+    /// A byte of a value is flipped where it is applied, if the value begins with "flip".
+    FlipStateByte,
 }
 
 #[cfg(feature = "mutants")]
@@ -30,6 +32,7 @@ impl Mutant {
             "DamagedMiddleCut" => Some(Self::DamagedMiddleCut),
             "ApplyAheadOfFlush" => Some(Self::ApplyAheadOfFlush),
             "SnapshotAheadOfFlush" => Some(Self::SnapshotAheadOfFlush),
+            "FlipStateByte" => Some(Self::FlipStateByte),
             _ => None,
         }
     }

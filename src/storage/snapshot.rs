@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 const SUFFIX: &str = ".snap";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// Its being there says that the state of this member was found to be wrong.
+const SUSPECT: &str = "SUSPECT";
 /// How many good files are kept: the log is purged up to the older one.
 const KEPT: usize = 2;
 
@@ -188,6 +190,42 @@ impl SnapshotStore {
     /// A fault of the disk other than in the files themselves.
     pub fn second_newest(&self) -> Result<Found<SnapshotSummary>, Fault> {
         self.inner.find_good(KEPT)
+    }
+
+    /// Removes the files that are not wanted any more.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn discard(&self, unwanted: impl Fn(SnapshotId) -> bool) -> Result<(), Fault> {
+        for id in self.inner.ids()?.into_iter().filter(|id| unwanted(*id)) {
+            self.inner.remove(&self.inner.path(id))?;
+            self.inner.state.lock().checked.remove(&id);
+        }
+        self.inner.sync_dir()
+    }
+
+    /// Whether what was noted last by `set_suspect` is that the state is in doubt.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn is_suspect(&self) -> Result<bool, Fault> {
+        Ok(self.inner.names()?.iter().any(|name| name == SUSPECT))
+    }
+
+    /// Notes, durably, that the state that these files are of is in doubt, or no longer.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn set_suspect(&self, suspect: bool) -> Result<(), Fault> {
+        let path = self.inner.dir.join(SUSPECT);
+        match (suspect, self.is_suspect()?) {
+            (true, false) => {
+                self.inner.disk.create(&path).map_err(|error| Fault::io("note a suspicion", &error))?;
+            }
+            (false, true) => self.inner.remove(&path)?,
+            _ => return Ok(()),
+        }
+        self.inner.sync_dir()
     }
 
     /// Streams the blocks of one file; its digest is checked at the end of the stream.
