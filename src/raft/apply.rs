@@ -8,6 +8,7 @@
 use super::divergence::Marks;
 use super::flushed::Flushed;
 use super::log_store::io_error;
+use super::restore::{Digest, Prepared, restores};
 use super::snapshots::{Builder, Restored, Snapshots, Stored};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
@@ -57,6 +58,15 @@ impl Progress {
 
 pub(crate) type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
 
+/// What came of trying to apply an entry.
+enum Step {
+    Done(Outcomes),
+    /// It is to wait.
+    Wait,
+    /// It needs this backup, loaded.
+    Load(Digest),
+}
+
 /// The machine, and what is shared around it.
 pub(crate) struct Applier {
     machine: Mutex<Machine>,
@@ -67,6 +77,8 @@ pub(crate) struct Applier {
     marks: Marks,
     /// Entries beyond this index wait.
     limit: watch::Sender<u64>,
+    /// A backup's state that an entry may put in the place of this one.
+    prepared: Mutex<Prepared>,
     pub(super) flushed: Arc<Flushed>,
     #[cfg_attr(not(any(test, feature = "mutants")), expect(dead_code, reason = "no bug is planted in this build"))]
     mutant: Option<Mutant>,
@@ -109,6 +121,7 @@ impl Applier {
             log_bytes: AtomicU64::new(0),
             marks,
             limit: watch::Sender::new(u64::MAX),
+            prepared: Mutex::new(None),
             flushed,
             mutant,
             store: ArcSwap::new(store),
@@ -212,11 +225,45 @@ impl Applier {
         io_error(fault)
     }
 
-    /// `None` if the entry is to wait.
-    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Option<Outcomes>, Fault> {
+    pub(super) fn is_prepared(&self, digest: &Digest) -> bool {
+        self.prepared.lock().as_ref().is_some_and(|(prepared, _)| prepared == digest)
+    }
+
+    pub(super) fn prepare(&self, digest: Digest, restored: Restored) {
+        *self.prepared.lock() = Some((digest, restored));
+    }
+
+    pub(super) fn forget_prepared(&self, digest: &Digest) {
+        self.prepared.lock().take_if(|(prepared, _)| prepared == digest);
+    }
+
+    fn apply_restore(&self, at: LogPosition, batch: &Batch, digest: Digest) -> Result<Step, Fault> {
+        let mut current = self.machine.lock();
+        if *self.limit.borrow() < at.index {
+            return Ok(Step::Wait);
+        }
+        let prepared = self.prepared.lock().take_if(|(prepared, _)| *prepared == digest);
+        let Some((_, Restored { machine, store })) = prepared else { return Ok(Step::Load(digest)) };
+        let applied = current.succeed(machine, at, batch)?;
+        self.store.store(store);
+        self.marks.note(at, current.state_hash());
+        self.publisher.leases(&applied.leases);
+        self.publisher.reset(applied.revision);
+        let progress = progress_of(&current, &self.reader);
+        drop(current);
+        self.log_bytes.store(0, Ordering::Relaxed);
+        self.progress.send_replace(progress);
+        tracing::info!(revision = applied.revision, "a backup has taken the place of the state");
+        Ok(Step::Done(Outcomes(applied.outcomes)))
+    }
+
+    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Step, Fault> {
         let mut batch: Batch = codec::decode("batch", bytes)?;
         if self.planted() == Some(Mutant::FlipStateByte) {
             flip(&mut batch);
+        }
+        if let Some(digest) = restores(&batch) {
+            return self.apply_restore(at, &batch, digest);
         }
         let begun = self.clock.monotonic();
         let apply = || {
@@ -228,7 +275,7 @@ impl Applier {
             self.marks.note(at, machine.state_hash());
             Ok::<_, Fault>(Some(applied))
         };
-        let Some(applied) = self.unhurried(apply)? else { return Ok(None) };
+        let Some(applied) = self.unhurried(apply)? else { return Ok(Step::Wait) };
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
         if !applied.leases.is_empty() {
@@ -243,7 +290,7 @@ impl Applier {
             progress.revision = applied.revision;
             progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
         });
-        Ok(Some(Outcomes(applied.outcomes)))
+        Ok(Step::Done(Outcomes(applied.outcomes)))
     }
 
     /// Applying waits for the engine when the write-behind queue is full. Before it comes to that,
@@ -258,17 +305,16 @@ impl Applier {
         }
     }
 
-    /// `None` if the entry is to wait.
-    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<Option<Outcomes>, Fault> {
+    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<Step, Fault> {
         let mut machine = self.machine.lock();
         if *self.limit.borrow() < at.index {
-            return Ok(None);
+            return Ok(Step::Wait);
         }
         machine.note(at, membership.map(Into::into))?;
         self.marks.note(at, machine.state_hash());
         drop(machine);
         self.progress.send_modify(|progress| progress.applied = Some(at));
-        Ok(Some(Outcomes::default()))
+        Ok(Step::Done(Outcomes::default()))
     }
 }
 
@@ -300,8 +346,7 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    /// `None` if the entry is to wait.
-    fn apply_entry(&self, at: &LogId, payload: &Payload) -> Result<Option<Outcomes>, Fault> {
+    fn apply_entry(&self, at: &LogId, payload: &Payload) -> Result<Step, Fault> {
         let at = position(at);
         match payload {
             EntryPayload::Normal(batch) => self.applier.apply_batch(at, &batch.bytes),
@@ -346,9 +391,16 @@ impl RaftStateMachine<Types> for StateMachine {
             }
             let outcomes = loop {
                 self.applier.allowed(entry.log_id.index).await;
-                let applied = self.apply_entry(&entry.log_id, &entry.payload);
-                if let Some(outcomes) = applied.map_err(|fault| self.applier.fail(fault))? {
-                    break outcomes;
+                let step = self.apply_entry(&entry.log_id, &entry.payload);
+                match step.map_err(|fault| self.applier.fail(fault))? {
+                    Step::Done(outcomes) => break outcomes,
+                    Step::Wait => {}
+                    Step::Load(digest) => {
+                        self.snapshots.note_activated(digest, entry.log_id.index);
+                        let loaded = self.snapshots.prepare_for_apply(&self.applier, digest).await;
+                        loaded.map_err(|fault| self.applier.fail(fault))?;
+                        self.snapshots.soon();
+                    }
                 }
             };
             if let Some(responder) = responder {

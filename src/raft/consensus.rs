@@ -256,6 +256,7 @@ impl Consensus {
         }));
         consensus.0.tasks.spawn_until_stop("membership", consensus.clone().finish_changes());
         consensus.0.tasks.spawn_until_stop("comparison", consensus.clone().compare_states());
+        consensus.0.tasks.spawn_until_stop("staged backups", consensus.clone().fetch_staged());
         consensus.0.tasks.spawn_until_stop("repair", consensus.clone().repair());
         Ok(consensus)
     }
@@ -386,6 +387,10 @@ impl Consensus {
         let metrics = self.0.link.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&id).cloned()
+    }
+
+    pub(super) fn tasks(&self) -> &TaskSet {
+        &self.0.tasks
     }
 
     pub(super) fn metrics(&self) -> &Metrics {

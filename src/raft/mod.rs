@@ -25,6 +25,7 @@ mod peers;
 mod queue;
 mod repair;
 mod responder;
+mod restore;
 mod seed;
 mod snapshots;
 mod stall;
@@ -40,6 +41,6 @@ pub use consensus::{Consensus, LeaderHandler, NewStore, Options, Parts, StartErr
 pub use divergence::Standing;
 pub use members::{About, Change, MemberState};
 pub use network::{Lane, NoPeers, Peer, Transport, TransportError};
-pub use seed::{Seed, plant};
+pub use seed::{Seed, plant, replay};
 pub use stall::DiskStall;
 pub use types::{Member, MemberId};

@@ -151,6 +151,11 @@ pub(crate) enum Call {
         at_least: u64,
         remaining_ms: u64,
     },
+    /// The staged backup of that digest, please: answered by `Result<bool, Failure>`, whether it was there.
+    SendStaged {
+        to: MemberId,
+        digest: [u8; 32],
+    },
 }
 
 /// A proposal on its way to the leader.

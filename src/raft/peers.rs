@@ -54,6 +54,7 @@ impl Consensus {
             Call::SendImage { to, at_least, remaining_ms } => {
                 encode(&self.send_image(to, at_least, Duration::from_millis(remaining_ms)).await)
             }
+            Call::SendStaged { to, digest } => encode(&self.send_staged(to, digest).await),
             Call::WallClock => encode(&self.clock().wall_ms()),
         }
     }
@@ -117,9 +118,9 @@ impl Consensus {
 
     /// Refuses what would not be taken before any of it is sent.
     async fn open_spool(&self, head: &Head) -> Result<Spool, TransportError> {
-        let Some(last) = head.meta.last_log_id else { return Err(refused("a snapshot of nothing")) };
         match &head.purpose {
             Purpose::Install(vote) => {
+                let Some(last) = head.meta.last_log_id else { return Err(refused("a snapshot of nothing")) };
                 let committed = self.raft().metrics().borrow_watched().local_committed;
                 if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
                     return Err(refused("the snapshot contradicts what is committed here"));
@@ -131,7 +132,7 @@ impl Consensus {
             Purpose::Repair if self.standing() != Standing::Outvoted => {
                 return Err(refused("the state of this member is not to be rebuilt"));
             }
-            Purpose::Repair => {}
+            Purpose::Repair | Purpose::Stage => {}
         }
         self.snapshots().spool(head).await.map_err(broken)
     }
@@ -152,6 +153,7 @@ impl Consensus {
                 encode(&response)
             }
             Purpose::Repair => encode(&self.take_image(import).await.map_err(broken)?),
+            Purpose::Stage => encode(&self.stage_here(*import).await),
         }
     }
 }

@@ -9,6 +9,7 @@
 use super::apply::{Applier, membership_of};
 use super::consensus::{Core, NewStore, Options};
 use super::network::Meta;
+use super::restore::{Digest, Staging};
 use super::transfer::{Head, Partial};
 use super::types::{MemberId, Types, log_id, position};
 use crate::env::{Clock, TaskSet};
@@ -62,6 +63,7 @@ pub(crate) struct Snapshots {
     /// The state that would be written is in doubt.
     suspect: AtomicBool,
     partial: Mutex<Option<Partial>>,
+    staging: Staging,
 }
 
 /// A machine and the block store under it.
@@ -110,6 +112,7 @@ impl Snapshots {
             newest: watch::Sender::new(None),
             suspect: AtomicBool::new(false),
             partial: Mutex::new(None),
+            staging: Staging::default(),
         })
     }
 
@@ -141,15 +144,30 @@ impl Snapshots {
 
     pub(super) fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Restored, Local), Fault> {
         self.check_cluster(&stored)?;
-        let store = (self.restorer.new_store)()?;
-        let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
-        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
+        let Restored { machine, store } = self.load(reader)?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
         }
         let meta = Meta { last_log_id: Some(log_id(stored.meta.last)), last_membership: membership_of(&machine)? };
         Ok((Restored { machine, store }, Local { meta, stored }))
+    }
+
+    /// The machine of a file, over a store of its own.
+    pub(super) fn load(&self, reader: SnapshotReader) -> Result<Restored, Fault> {
+        let store = (self.restorer.new_store)()?;
+        let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
+        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
+        Ok(Restored { machine, store })
+    }
+
+    pub(super) fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    /// Has a snapshot taken soon, whatever the log's size.
+    pub(super) fn soon(&self) {
+        self.due.notify_one();
     }
 
     fn check_cluster(&self, stored: &SnapshotSummary) -> Result<(), Fault> {
@@ -195,7 +213,10 @@ impl Snapshots {
             let asked = tokio::select! {
                 () = self.due.notified() => raft.trigger().snapshot().await,
                 Ok(()) = newest.changed() => match self.purgeable().await {
-                    Some(index) => raft.trigger().purge_log(index).await,
+                    Some(index) => {
+                        self.unstage(index).await;
+                        raft.trigger().purge_log(index).await
+                    }
                     None => Ok(()),
                 },
             };
@@ -416,6 +437,12 @@ pub(crate) enum Stored {
     },
     /// Received whole and verified, not published yet.
     Received(Arc<VerifiedImport>),
+    /// A backup beside the snapshots.
+    Staged {
+        digest: Digest,
+        bytes: u64,
+        snapshots: Arc<Snapshots>,
+    },
     Nothing,
 }
 
@@ -424,9 +451,16 @@ impl fmt::Debug for Stored {
         match self {
             Self::Local { stored, .. } => write!(f, "{:?}", stored.meta.last),
             Self::Received(import) => write!(f, "received {:?}", import.summary().meta.last),
+            Self::Staged { bytes, .. } => write!(f, "staged, {bytes} bytes"),
             Self::Nothing => f.write_str("none"),
         }
     }
+}
+
+/// Which file is sent.
+enum Source {
+    Snapshot(SnapshotId),
+    Staged(Digest),
 }
 
 impl Stored {
@@ -434,18 +468,32 @@ impl Stored {
     pub(crate) fn digest(&self) -> Option<([u8; 32], u64)> {
         match self {
             Self::Local { stored, .. } => Some((stored.digest, stored.file_bytes)),
+            Self::Staged { digest, bytes, .. } => Some((*digest, *bytes)),
             Self::Received(_) | Self::Nothing => None,
         }
     }
 
     /// The file's bytes from `offset` on, for sending. At an error they end early, which the receiver finds.
     pub(crate) fn pieces(self, offset: u64) -> BoxStream<'static, Bytes> {
-        let Self::Local { stored, snapshots } = self else { return stream::empty().boxed() };
-        let id = SnapshotId { index: stored.meta.last.index, term: stored.meta.last.term };
+        let (snapshots, opened) = match self {
+            Self::Local { stored, snapshots } => (snapshots, Source::Snapshot(SnapshotId::of(&stored.meta))),
+            Self::Staged { digest, snapshots, .. } => (snapshots, Source::Staged(digest)),
+            Self::Received(_) | Self::Nothing => return stream::empty().boxed(),
+        };
         let begin = async move {
             let store = snapshots.store.clone();
-            let opened = move || store.raw(id).map(|mut raw| (raw.seek(offset), raw).1);
-            let raw = snapshots.blocking(opened).await;
+            let open = move || {
+                let mut raw = match opened {
+                    Source::Snapshot(id) => store.raw(id)?,
+                    Source::Staged(digest) => match store.raw_staged(&digest)? {
+                        Some(raw) => raw,
+                        None => return Err(Fault::Invariant("a staged backup is gone".into())),
+                    },
+                };
+                raw.seek(offset);
+                Ok(raw)
+            };
+            let raw = snapshots.blocking(open).await;
             raw.inspect_err(|fault| tracing::warn!(%fault, "snapshot cannot be sent")).ok().map(|raw| (raw, snapshots))
         };
         let next = |state: Option<(RawSnapshot, Arc<Snapshots>)>| async move {

@@ -14,6 +14,7 @@ mod leases;
 pub mod lessor;
 mod ratelimits;
 mod reads;
+mod restore;
 mod snapshot;
 pub mod types;
 mod validate;
@@ -23,6 +24,7 @@ pub use admission::Admission;
 pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
 pub use lessor::Lessor;
 pub use ratelimits::RateState;
+pub use restore::Upload;
 pub use types::*;
 pub use watch::WatchStream;
 
@@ -82,6 +84,8 @@ struct Inner {
     admission: Arc<Budget>,
     /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
     watch_buffers: Arc<Semaphore>,
+    /// One backup is taken in at a time.
+    restoring: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -106,6 +110,7 @@ impl Service {
             member: options.member,
             admission: Arc::new(Budget::new(options.admission_bytes)),
             watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
+            restoring: Arc::new(Semaphore::new(1)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
@@ -353,6 +358,7 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         | Reply::LeasesExpired { revision, .. }
         | Reply::LeaseRenewed { revision, .. }
         | Reply::Ttl { revision, .. }
+        | Reply::Restored { revision }
         | Reply::Outcome { revision, .. } => Some(*revision),
         Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }

@@ -11,11 +11,13 @@
 mod cli;
 mod cluster;
 mod contract;
+mod dev;
 mod follow;
 mod hostile;
 mod leases;
 mod locks;
 mod openapi;
+mod operate;
 mod reload;
 mod rest;
 #[path = "../support/mod.rs"]

@@ -193,6 +193,16 @@ impl VerifiedImport {
         SnapshotReader::new(&self.file.file, self.file.path.display().to_string())
     }
 
+    /// Keeps it beside the snapshots, under its digest.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn stage(&self) -> Result<(), Fault> {
+        self.file.inner.stage(&self.file.path, &self.summary.digest)?;
+        self.file.published.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Makes it this member's newest snapshot.
     ///
     /// # Errors
