@@ -198,6 +198,7 @@ async fn perform_other(call: &mut Call) -> Outcome {
         Operation::RateReset => rest::ratelimits::reset(call).await,
         Operation::KvImport => rest::import::post(call).await,
         Operation::Compact => rest::maintenance::compact(call).await,
+        Operation::Restore => rest::maintenance::restore(call).await,
         Operation::ClusterGet => rest::cluster::get(call).await,
         Operation::MemberList => rest::cluster::members(call).await,
         Operation::MemberAdd => rest::cluster::add(call).await,

@@ -92,6 +92,7 @@ routes! {
     ConfigGet GET "/v1/config" "configGet",
     LogLevelPut PUT "/v1/log-level" "logLevelPut",
     SnapshotGet GET "/v1/snapshot" "snapshotGet",
+    Restore POST "/v1/restore" "restore",
     Livez GET "/livez" "livez",
     Readyz GET "/readyz" "readyz",
     Health GET "/health" "health",
@@ -120,7 +121,7 @@ impl Operation {
         matches!(self, KvPut | KvPatch | KvDelete | KvDeleteRange | KvImport | Txn | CounterAdd | Compact)
             || matches!(self, LeaderMove | MemberAdd | MemberPatch | MemberPromote | MemberRemove | MemberReplace)
             || matches!(self, LeaseGrant | LeaseHold | LeaseKeepalive | LeaseRevoke | TtlDelete | TtlPut)
-            || matches!(self, RateReset | RateTake)
+            || matches!(self, RateReset | RateTake | Self::Restore)
             || self.changes_claims()
     }
 

@@ -76,6 +76,7 @@ codes! {
     LearnerBehind,
     WouldLoseQuorum,
     NotAVoter,
+    BadSnapshot,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -179,6 +180,9 @@ impl Code {
             Self::LearnerBehind => row(409, "learner-behind", "Learner behind").retryable(),
             Self::WouldLoseQuorum => row(409, "would-lose-quorum", "Would lose the quorum")
                 .hint("bring the unreachable voters back first; force=true removes all the same"),
+            Self::BadSnapshot => {
+                row(400, "bad-snapshot", "Bad snapshot").hint("`tenure snapshot inspect FILE` says what is in a file")
+            }
             Self::NotAVoter => row(409, "not-a-voter", "Not a voter").hint("promote the learner first"),
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
@@ -225,7 +229,7 @@ fn unavailable(why: Why, outcome: Outcome) -> (Code, Applied) {
                 Why::Timeout => Code::Timeout,
                 Why::Overloaded | Why::TooManyStreams => Code::Throttled,
                 Why::ShuttingDown => Code::ShuttingDown,
-                Why::NotReady => Code::NotReady,
+                Why::NotReady | Why::Diverged | Why::NotStaged => Code::NotReady,
                 Why::TooStale => Code::TooStale,
                 Why::RevisionNotReached => Code::RevisionNotReached,
                 Why::DiskStalled => Code::DiskStalled,
@@ -338,6 +342,7 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         }
         Rejection::WouldLoseQuorum { .. } => Code::WouldLoseQuorum,
         Rejection::NotAVoter(_) => Code::NotAVoter,
+        Rejection::BadSnapshot(_) => Code::BadSnapshot,
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
             Code::InvalidParameter
@@ -407,6 +412,7 @@ mod tests {
 409 learner-behind retryable
 409 would-lose-quorum
 409 not-a-voter
+400 bad-snapshot
 ";
 
     #[test]
@@ -436,6 +442,8 @@ mod tests {
             TooManyStreams,
             ShuttingDown,
             NotReady,
+            Diverged,
+            NotStaged,
             TooStale,
             RevisionNotReached,
             DiskStalled,

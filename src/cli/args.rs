@@ -87,6 +87,8 @@ pub(super) struct Global {
 pub(super) enum Command {
     /// Run a member
     Serve(ServerFlags),
+    /// Run a throw-away cluster on this machine, with a prompt that breaks and mends it
+    Dev(Dev),
     /// Print a key's value, or everything under a prefix
     Get(Get),
     /// Store a value
@@ -134,6 +136,8 @@ pub(super) enum Command {
     /// Back up and restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Begin a new cluster with what a member of one that lost its quorum holds
+    Recover(Recover),
     /// Write entries as NDJSON, all read at one revision
     Export(Export),
     /// Store entries from NDJSON
@@ -152,6 +156,26 @@ pub(super) enum Command {
     Version,
     /// Print the REST API's OpenAPI document
     Openapi,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    /// How many members
+    #[arg(short = 'n', long, default_value = "3", value_name = "COUNT", value_parser = members())]
+    pub(super) members: usize,
+    /// Keep data and logs here; without it they are deleted at the end
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Of n1; each further member has one that is 100 higher
+    #[arg(long, default_value = "2379", value_name = "PORT")]
+    pub(super) client_port: u16,
+    /// Likewise; the next one is used, too
+    #[arg(long, default_value = "2380", value_name = "PORT")]
+    pub(super) peer_port: u16,
+}
+
+fn members() -> ValueParser {
+    clap::value_parser!(u64).range(1..=9).map(|count| usize::try_from(count).unwrap_or(1)).into()
 }
 
 /// Bytes exactly as typed.
@@ -693,12 +717,33 @@ pub(super) struct SnapshotSave {
 #[derive(Debug, Args)]
 pub(super) struct SnapshotRestore {
     pub(super) file: PathBuf,
-    /// Must not exist, or be empty
-    #[arg(long, value_name = "DIR")]
-    pub(super) data_dir: PathBuf,
-    /// Name of the member that will serve it
+    /// Make a fresh data directory of it, without a server; must not exist, or be empty
+    #[arg(long, value_name = "DIR", required_unless_present = "confirm")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Name of the member that will serve that directory
     #[arg(long, default_value = "n1")]
     pub(super) name: String,
+    /// Replace everything in the running cluster of this name or id
+    #[arg(long, value_name = "CLUSTER", conflicts_with_all = ["data_dir", "name"])]
+    pub(super) confirm: Option<String>,
+}
+
+/// What the lost members had acknowledged and this one had not received is gone. Use it only if a
+/// majority of the voters is lost for good; the others must never be started on their old data again.
+#[derive(Debug, Args)]
+pub(super) struct Recover {
+    /// Of the member that is left; it must not run, and keeps what it holds
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: PathBuf,
+    /// The data directory of the new cluster's first member; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(super) into: PathBuf,
+    /// Name of that member
+    #[arg(long, default_value = "n1")]
+    pub(super) name: String,
+    /// Yes: acknowledged writes may be lost, and all leases and locks end
+    #[arg(long, required = true)]
+    pub(super) force_new_cluster: bool,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ mod render;
 mod server_flags;
 mod session;
 
-use args::{Cli, Command, ConfigCommand, SnapshotCommand};
+use args::{Cli, Command, ConfigCommand, SnapshotCommand, SnapshotRestore};
 use clap::FromArgMatches as _;
 use exit::CliError;
 use output::Out;
@@ -48,6 +48,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
     let mode = global.output.unwrap_or_default();
     match command {
         Command::Serve(flags) => commands::serve::run(flags),
+        Command::Dev(dev) => commands::dev::run(&dev, &mut Out::new(&global)),
         Command::Config(ConfigCommand::Check(check)) => commands::config::check(&check, &mut Out::new(&global)),
         Command::Config(ConfigCommand::Show(show)) if !show.running => {
             commands::config::show(show.flags, mode, &mut Out::new(&global))
@@ -59,9 +60,10 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Snapshot(SnapshotCommand::Inspect(inspect)) => {
             commands::backup::inspect(&inspect, mode, &mut Out::new(&global))
         }
-        Command::Snapshot(SnapshotCommand::Restore(restore)) => {
-            commands::backup::restore(&restore, mode, &mut Out::new(&global))
-        }
+        Command::Snapshot(SnapshotCommand::Restore(SnapshotRestore {
+            file, data_dir: Some(data_dir), name, ..
+        })) => commands::backup::restore(&file, &data_dir, name, mode, &mut Out::new(&global)),
+        Command::Recover(recover) => commands::recover::recover(&recover, mode, &mut Out::new(&global)),
         Command::Bench(bench) => bench::run(&bench, Session::open(&global)?),
         online => {
             let session = Session::open(&global)?;
@@ -97,14 +99,19 @@ async fn talk(command: Command, mut session: Session) -> Result<(), CliError> {
         Command::Export(export) => commands::transfer::export(&mut session, &export).await,
         Command::Import(import) => commands::transfer::import(&mut session, &import).await,
         Command::Snapshot(SnapshotCommand::Save(save)) => commands::backup::save(&mut session, &save).await,
+        Command::Snapshot(SnapshotCommand::Restore(restore)) => {
+            commands::backup::restore_running(&mut session, &restore).await
+        }
         Command::Config(ConfigCommand::Show(_)) => commands::config::show_running(&mut session).await,
         Command::Serve(_)
+        | Command::Dev(_)
         | Command::Config(ConfigCommand::Check(_))
         | Command::Completion(_)
         | Command::Man(_)
         | Command::Version
         | Command::Openapi
-        | Command::Snapshot(SnapshotCommand::Inspect(_) | SnapshotCommand::Restore(_))
+        | Command::Recover(_)
+        | Command::Snapshot(SnapshotCommand::Inspect(_))
         | Command::Bench(_) => Ok(()),
     };
     session.close(outcome)

@@ -129,6 +129,7 @@ impl Request for Command {
         match self {
             Self::Txn(txn) => txn.needs(need),
             Self::Compact { .. } | Self::RaiseFeatureLevel { .. } | Self::SetQuota { .. } => need(Need::Administer),
+            Self::Restore { .. } => need(Need::Administer),
             Self::LeaseExpire { .. } | Self::LeaseCheckpoint { .. } => need(Need::Administer),
             Self::LeaseGrant { .. } | Self::LeaseGrantLabelled { .. } => need(Need::Grant),
             Self::LeaseRenew { id } => need(Need::Lease(*id)),

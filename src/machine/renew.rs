@@ -5,8 +5,9 @@
 //! in it; leases go with their keys, and idempotency records go, since nobody may own by a backup;
 //! every other key keeps its value, revisions and version.
 
+use super::apply::{Applied, LeaseChange, Outcome};
 use super::writer::Machine;
-use crate::model::{Batch, Caller, Command, DeleteReason, Fault, LogPosition, Proposal, Revision, limits};
+use crate::model::{Batch, Caller, Command, DeleteReason, Fault, LogPosition, Proposal, Reply, Revision, limits};
 use bytes::Bytes;
 
 /// From here on JSON readers would lose digits.
@@ -33,6 +34,30 @@ impl Machine {
         root.membership = Some((Some(at), membership));
         self.publish();
         Ok(revision)
+    }
+
+    /// Goes on with the state of a backup, at a revision above both histories. The quota, log time, the
+    /// feature level and the membership stay; leases, with their keys, and idempotency records are dropped.
+    ///
+    /// # Errors
+    /// As `renew`.
+    pub fn succeed(&mut self, mut backup: Self, at: LogPosition, batch: &Batch) -> Result<Applied, Fault> {
+        let former = &self.root;
+        let (now_ms, quota_bytes) = (former.numbers.now_ms.max(batch.proposed_at_ms), former.numbers.quota_bytes);
+        let (feature_level, lease_starts) = (former.numbers.feature_level, former.lease_starts);
+        let membership = former.membership.clone();
+        let leases = former.leases.keys().map(|id| LeaseChange::Ended { id: *id }).collect();
+        let above = former.numbers.revision.max(backup.root.numbers.revision) + 1;
+        let revision = backup.renew(above - backup.root.numbers.revision, at, Bytes::new())?;
+        let root = &mut backup.root;
+        root.membership = membership;
+        root.lease_starts = root.lease_starts.max(lease_starts);
+        root.numbers.now_ms = root.numbers.now_ms.max(now_ms);
+        root.numbers.quota_bytes = quota_bytes;
+        root.numbers.feature_level = root.numbers.feature_level.max(feature_level);
+        self.install(backup);
+        let outcome = Outcome { result: Ok(Reply::Restored { revision }), replayed: false };
+        Ok(Applied { outcomes: vec![outcome], events: Vec::new(), leases, revision })
     }
 
     fn end_leases(&mut self) -> Result<(), Fault> {

@@ -40,6 +40,7 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
         | Command::LeaseRenew { .. }
         | Command::Compact { .. }
         | Command::RaiseFeatureLevel { .. }
+        | Command::Restore { .. }
         | Command::SetQuota { .. } => Ok(()),
     }
 }
@@ -49,8 +50,8 @@ fn fenced(fences: &[Fence], command: &Command) -> Result<(), Rejection> {
         return Err(invalid("fence", format!("{} fences, the limit is {}", fences.len(), limits::FENCES_MAX)));
     }
     // All fences stand in one place, so that recursion ends here.
-    if matches!(command, Command::Fenced { .. }) {
-        return Err(invalid("fence", "fences do not nest"));
+    if matches!(command, Command::Fenced { .. } | Command::Restore { .. }) {
+        return Err(invalid("fence", "fences do not nest, and a restore has none"));
     }
     validate(command)
 }

@@ -132,6 +132,12 @@ impl Machine {
         self.publish();
     }
 
+    /// The hash of the state as it is now.
+    #[must_use]
+    pub fn state_hash(&self) -> u128 {
+        self.root.state_hash()
+    }
+
     #[must_use]
     pub fn applied(&self) -> Option<LogPosition> {
         self.root.applied

@@ -89,6 +89,11 @@ pub enum Command {
         fences: Vec<Fence>,
         command: Box<Command>,
     },
+    /// The staged backup of this digest takes the place of the whole state. Alone in its log entry; its
+    /// file is not part of the log.
+    Restore {
+        digest: [u8; 32],
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -53,6 +53,10 @@ pub enum Why {
     TooStale,
     #[error("this member has not applied the wanted revision in time")]
     RevisionNotReached,
+    #[error("the backup could not be staged on every voter")]
+    NotStaged,
+    #[error("the members' states differ: this member does not serve this until that is resolved")]
+    Diverged,
     #[error("this member's disk does not answer")]
     DiskStalled,
     #[error("as many watch streams and waits are open on this member as it allows")]
@@ -126,6 +130,8 @@ pub enum Rejection {
     WouldLoseQuorum { voters: u64, in_reach: u64 },
     #[error("{0} is not a voter")]
     NotAVoter(String),
+    #[error("not a usable snapshot: {0}")]
+    BadSnapshot(String),
 }
 
 /// Who holds instead of a fenced-off claim.

@@ -65,6 +65,10 @@ pub enum Reply {
         ttl_ms: u64,
         revision: Revision,
     },
+    /// A backup has taken the place of the state.
+    Restored {
+        revision: Revision,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -13,6 +13,7 @@ mod forming;
 pub mod identity;
 mod peer_port;
 mod reception;
+pub mod recover;
 pub mod reload;
 pub mod restore;
 mod stores;

@@ -26,7 +26,7 @@ use thiserror::Error;
 /// What an offline restore adds to the snapshot's revision.
 pub const REVISION_BUMP: Revision = 1_000_000_000;
 /// Values need not be at hand while an image is copied.
-const VALUE_CACHE_BYTES: u64 = 16 << 20;
+pub(super) const VALUE_CACHE_BYTES: u64 = 16 << 20;
 /// What `mkfs` leaves in the root of a volume is nobody's data.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -74,7 +74,7 @@ pub enum RestoreError {
 
 impl RestoreError {
     /// Of the file that is read.
-    fn reading(fault: Fault) -> Self {
+    pub(super) fn reading(fault: Fault) -> Self {
         match fault {
             Fault::Corrupt { what, detail } => Self::BadSnapshot(format!("{what}: {detail}")),
             Fault::Io { .. } | Fault::Invariant(_) => Self::Io(fault.to_string()),
@@ -82,7 +82,7 @@ impl RestoreError {
     }
 
     /// Of the directory that is written.
-    fn writing(fault: &Fault) -> Self {
+    pub(super) fn writing(fault: &Fault) -> Self {
         Self::Io(fault.to_string())
     }
 }
@@ -139,7 +139,7 @@ fn load(file: &Path, engine: Arc<dyn Engine>) -> Result<Machine, RestoreError> {
     Machine::restore(Arc::new(store), &options, blocks).map_err(RestoreError::reading)
 }
 
-fn write(
+pub(super) fn write(
     data: &DataDir,
     identity: &Identity,
     options: &RestoreOptions,
@@ -168,7 +168,7 @@ fn write(
 }
 
 /// A directory that is missing or empty may be written; anything else is somebody's data.
-fn refuse_non_empty(data_dir: &Path) -> Result<(), RestoreError> {
+pub(super) fn refuse_non_empty(data_dir: &Path) -> Result<(), RestoreError> {
     let failed = |error: std::io::Error| RestoreError::Io(format!("{}: {error}", data_dir.display()));
     let entries = match std::fs::read_dir(data_dir) {
         Ok(entries) => entries,

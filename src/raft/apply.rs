@@ -5,13 +5,15 @@
 //! every responder is answered; a fault ends the process through the handler given in. It must not
 //! know what a command means.
 
+use super::divergence::Marks;
 use super::flushed::Flushed;
 use super::log_store::io_error;
+use super::restore::{Digest, Prepared, restores};
 use super::snapshots::{Builder, Restored, Snapshots, Stored};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
 use crate::machine::{LeaseChange, Machine, Reader};
-use crate::model::{Batch, Fault, LogPosition, Revision, RevisionEvents, codec, limits};
+use crate::model::{Batch, Command, Fault, LogPosition, Op, Revision, RevisionEvents, codec, limits};
 use crate::storage::blocks::BlockStore;
 use crate::storage::mutant::Mutant;
 use crate::telemetry::metrics::Metrics;
@@ -56,6 +58,15 @@ impl Progress {
 
 pub(crate) type Fatal = Arc<dyn Fn(&Fault) + Send + Sync>;
 
+/// What came of trying to apply an entry.
+enum Step {
+    Done(Outcomes),
+    /// It is to wait.
+    Wait,
+    /// It needs this backup, loaded.
+    Load(Digest),
+}
+
 /// The machine, and what is shared around it.
 pub(crate) struct Applier {
     machine: Mutex<Machine>,
@@ -63,6 +74,11 @@ pub(crate) struct Applier {
     progress: watch::Sender<Progress>,
     /// Bytes of entries applied since the newest snapshot was begun.
     log_bytes: AtomicU64,
+    marks: Marks,
+    /// Entries beyond this index wait.
+    limit: watch::Sender<u64>,
+    /// A backup's state that an entry may put in the place of this one.
+    prepared: Mutex<Prepared>,
     pub(super) flushed: Arc<Flushed>,
     #[cfg_attr(not(any(test, feature = "mutants")), expect(dead_code, reason = "no bug is planted in this build"))]
     mutant: Option<Mutant>,
@@ -96,11 +112,16 @@ impl Applier {
         let reader = machine.reader();
         let progress = progress_of(&machine, &reader);
         publisher.reset(progress.revision);
+        let marks = Marks::default();
+        marks.begin(machine.applied(), machine.state_hash());
         Self {
             machine: Mutex::new(machine),
             reader,
             progress: watch::Sender::new(progress),
             log_bytes: AtomicU64::new(0),
+            marks,
+            limit: watch::Sender::new(u64::MAX),
+            prepared: Mutex::new(None),
             flushed,
             mutant,
             store: ArcSwap::new(store),
@@ -142,12 +163,55 @@ impl Applier {
         &self.log_bytes
     }
 
+    pub(super) fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Has what is not applied yet wait; gives the index of what is.
+    pub(super) fn hold(&self) -> u64 {
+        let machine = self.machine.lock();
+        let applied = machine.applied().map_or(0, |at| at.index);
+        self.limit.send_replace(applied);
+        applied
+    }
+
+    pub(super) fn allow_up_to(&self, index: u64) {
+        self.limit.send_replace(index);
+    }
+
+    pub(super) fn allow_all(&self) {
+        self.limit.send_replace(u64::MAX);
+    }
+
+    async fn allowed(&self, index: u64) {
+        if *self.limit.borrow() >= index {
+            return;
+        }
+        // The sender lives as long as this does.
+        drop(self.limit.subscribe().wait_for(|limit| *limit >= index).await);
+    }
+
     /// Replaces the machine by one restored from a snapshot.
     pub(crate) fn replace(&self, restored: Restored) {
+        let current = self.machine.lock();
+        self.replace_locked(current, restored);
+    }
+
+    /// As `replace`, if exactly `at` is applied now.
+    pub(super) fn replace_at(&self, at: LogPosition, restored: Restored) -> bool {
+        let current = self.machine.lock();
+        let fits = current.applied() == Some(at);
+        if fits {
+            self.replace_locked(current, restored);
+        }
+        fits
+    }
+
+    fn replace_locked(&self, mut current: MutexGuard<'_, Machine>, restored: Restored) {
         let Restored { machine, store } = restored;
         self.store.store(store);
-        let mut current = self.machine.lock();
         current.install(machine);
+        self.marks.begin(current.applied(), current.state_hash());
         let progress = progress_of(&current, &self.reader);
         self.publisher.reset(progress.revision);
         drop(current);
@@ -161,10 +225,57 @@ impl Applier {
         io_error(fault)
     }
 
-    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Outcomes, Fault> {
-        let batch: Batch = codec::decode("batch", bytes)?;
+    pub(super) fn is_prepared(&self, digest: &Digest) -> bool {
+        self.prepared.lock().as_ref().is_some_and(|(prepared, _)| prepared == digest)
+    }
+
+    pub(super) fn prepare(&self, digest: Digest, restored: Restored) {
+        *self.prepared.lock() = Some((digest, restored));
+    }
+
+    pub(super) fn forget_prepared(&self, digest: &Digest) {
+        self.prepared.lock().take_if(|(prepared, _)| prepared == digest);
+    }
+
+    fn apply_restore(&self, at: LogPosition, batch: &Batch, digest: Digest) -> Result<Step, Fault> {
+        let mut current = self.machine.lock();
+        if *self.limit.borrow() < at.index {
+            return Ok(Step::Wait);
+        }
+        let prepared = self.prepared.lock().take_if(|(prepared, _)| *prepared == digest);
+        let Some((_, Restored { machine, store })) = prepared else { return Ok(Step::Load(digest)) };
+        let applied = current.succeed(machine, at, batch)?;
+        self.store.store(store);
+        self.marks.note(at, current.state_hash());
+        self.publisher.leases(&applied.leases);
+        self.publisher.reset(applied.revision);
+        let progress = progress_of(&current, &self.reader);
+        drop(current);
+        self.log_bytes.store(0, Ordering::Relaxed);
+        self.progress.send_replace(progress);
+        tracing::info!(revision = applied.revision, "a backup has taken the place of the state");
+        Ok(Step::Done(Outcomes(applied.outcomes)))
+    }
+
+    fn apply_batch(&self, at: LogPosition, bytes: &[u8]) -> Result<Step, Fault> {
+        let mut batch: Batch = codec::decode("batch", bytes)?;
+        if self.planted() == Some(Mutant::FlipStateByte) {
+            flip(&mut batch);
+        }
+        if let Some(digest) = restores(&batch) {
+            return self.apply_restore(at, &batch, digest);
+        }
         let begun = self.clock.monotonic();
-        let applied = self.unhurried(|| self.machine.lock().apply(at, &batch))?;
+        let apply = || {
+            let mut machine = self.machine.lock();
+            if *self.limit.borrow() < at.index {
+                return Ok(None);
+            }
+            let applied = machine.apply(at, &batch)?;
+            self.marks.note(at, machine.state_hash());
+            Ok::<_, Fault>(Some(applied))
+        };
+        let Some(applied) = self.unhurried(apply)? else { return Ok(Step::Wait) };
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
         if !applied.leases.is_empty() {
@@ -179,7 +290,7 @@ impl Applier {
             progress.revision = applied.revision;
             progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
         });
-        Ok(Outcomes(applied.outcomes))
+        Ok(Step::Done(Outcomes(applied.outcomes)))
     }
 
     /// Applying waits for the engine when the write-behind queue is full. Before it comes to that,
@@ -194,10 +305,31 @@ impl Applier {
         }
     }
 
-    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<(), Fault> {
-        self.machine.lock().note(at, membership.map(Into::into))?;
+    fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<Step, Fault> {
+        let mut machine = self.machine.lock();
+        if *self.limit.borrow() < at.index {
+            return Ok(Step::Wait);
+        }
+        machine.note(at, membership.map(Into::into))?;
+        self.marks.note(at, machine.state_hash());
+        drop(machine);
         self.progress.send_modify(|progress| progress.applied = Some(at));
-        Ok(())
+        Ok(Step::Done(Outcomes::default()))
+    }
+}
+
+/// The planted bug: what is applied here is not what was proposed.
+fn flip(batch: &mut Batch) {
+    for proposal in &mut batch.proposals {
+        let Command::Txn(txn) = &mut proposal.command else { continue };
+        for op in &mut txn.success {
+            if let Op::Put(put) = op
+                && put.value.starts_with(b"flip")
+            {
+                put.value =
+                    put.value.iter().enumerate().map(|(at, byte)| if at == 0 { byte ^ 1 } else { *byte }).collect();
+            }
+        }
     }
 }
 
@@ -214,15 +346,12 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    fn apply_entry(&self, at: &LogId, payload: Payload) -> Result<Outcomes, Fault> {
+    fn apply_entry(&self, at: &LogId, payload: &Payload) -> Result<Step, Fault> {
         let at = position(at);
         match payload {
             EntryPayload::Normal(batch) => self.applier.apply_batch(at, &batch.bytes),
-            EntryPayload::Blank => self.applier.note(at, None).map(|()| Outcomes::default()),
-            EntryPayload::Membership(membership) => {
-                let bytes = codec::encode(&membership)?;
-                self.applier.note(at, Some(bytes)).map(|()| Outcomes::default())
-            }
+            EntryPayload::Blank => self.applier.note(at, None),
+            EntryPayload::Membership(membership) => self.applier.note(at, Some(codec::encode(membership)?)),
         }
     }
 
@@ -264,7 +393,20 @@ impl RaftStateMachine<Types> for StateMachine {
             if self.applier.planted() != Some(Mutant::ApplyAheadOfFlush) {
                 self.applier.flushed.covers(entry.log_id.index).await;
             }
-            let outcomes = self.apply_entry(&entry.log_id, entry.payload).map_err(|fault| self.applier.fail(fault))?;
+            let outcomes = loop {
+                self.applier.allowed(entry.log_id.index).await;
+                let step = self.apply_entry(&entry.log_id, &entry.payload);
+                match step.map_err(|fault| self.applier.fail(fault))? {
+                    Step::Done(outcomes) => break outcomes,
+                    Step::Wait => {}
+                    Step::Load(digest) => {
+                        self.snapshots.note_activated(digest, entry.log_id.index);
+                        let loaded = self.snapshots.prepare_for_apply(&self.applier, digest).await;
+                        loaded.map_err(|fault| self.applier.fail(fault))?;
+                        self.snapshots.soon();
+                    }
+                }
+            };
             if let Some(responder) = responder {
                 responder.send(outcomes);
             }

@@ -7,6 +7,7 @@
 use super::apply::{Applier, ApplierOptions, Fatal, Progress, Publisher, StateMachine};
 use super::barrier::Barrier;
 use super::batcher::{Batcher, Route};
+use super::divergence::Agreement;
 use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
 use super::network::{Directory, Network, Transport};
@@ -172,6 +173,7 @@ struct Inner {
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
+    metrics: Metrics,
     tasks: TaskSet,
     #[cfg(feature = "mutants")]
     lease_until_ms: AtomicU64,
@@ -200,6 +202,7 @@ impl Consensus {
             metrics.clone(),
         );
         let (restored, from_leader) = snapshots.restore_newest().await?;
+        let agreement = Agreement::new(snapshots.was_suspect()?);
         check_fit(&log, &restored.machine, from_leader)?;
         let applier = Arc::new(Applier::new(
             restored,
@@ -220,7 +223,8 @@ impl Consensus {
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;
         directory.open(raft.server_metrics());
         let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
-        let link = Arc::new(Link { id: options.id, raft: raft.clone(), applier: applier.clone(), transport, heard });
+        let (id, applying) = (options.id, applier.clone());
+        let link = Arc::new(Link { id, raft: raft.clone(), applier: applying, transport, heard, agreement });
         link.elect_if_alone().await;
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
         let patience = BARRIER_PATIENCE * options.election_max;
@@ -234,7 +238,7 @@ impl Consensus {
         }
         let ending = Arc::new(AtomicBool::new(false));
         let (lead, leading) = watch::channel(None);
-        tasks.spawn_until_stop("raft watch", observe(raft, metrics, lead, ending.clone(), fatal));
+        tasks.spawn_until_stop("raft watch", observe(raft, metrics.clone(), lead, ending.clone(), fatal));
         let consensus = Self(Arc::new(Inner {
             options,
             link,
@@ -249,11 +253,15 @@ impl Consensus {
             leading,
             ending,
             wal,
+            metrics,
             tasks,
             #[cfg(feature = "mutants")]
             lease_until_ms: AtomicU64::new(0),
         }));
         consensus.0.tasks.spawn_until_stop("membership", consensus.clone().finish_changes());
+        consensus.0.tasks.spawn_until_stop("comparison", consensus.clone().compare_states());
+        consensus.0.tasks.spawn_until_stop("staged backups", consensus.clone().fetch_staged());
+        consensus.0.tasks.spawn_until_stop("repair", consensus.clone().repair());
         Ok(consensus)
     }
 
@@ -285,7 +293,7 @@ impl Consensus {
     /// # Errors
     /// `NotProposed` only if Raft has not appended it and never will.
     pub async fn propose(&self, proposal: &Proposal, timeout: Duration) -> Result<Outcome, Failure> {
-        self.ensure_able()?;
+        self.ensure_writable()?;
         self.0.batcher.propose(proposal, timeout).await
     }
 
@@ -404,10 +412,30 @@ impl Consensus {
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
+    pub(super) fn tasks(&self) -> &TaskSet {
+        &self.0.tasks
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Able, and with a state that nobody doubts.
+    pub(super) fn ensure_writable(&self) -> Result<(), Failure> {
+        self.ensure_able()?;
+        match self.standing().may_write() {
+            true => Ok(()),
+            false => Err(Failure::not_proposed(Why::Diverged)),
+        }
+    }
+
     /// Recovered, and with a disk that answers: else nothing that needs the log is begun here.
     pub(super) fn ensure_able(&self) -> Result<(), Failure> {
         if !*self.0.recovered.borrow() {
             return Err(Failure::not_proposed(Why::NotReady));
+        }
+        if !self.standing().may_serve() {
+            return Err(Failure::not_proposed(Why::Diverged));
         }
         match self.disk_stalled() {
             Some(_) => Err(Failure::not_proposed(Why::DiskStalled)),

@@ -5,6 +5,7 @@ use super::apply::Applier;
 use super::barrier::ReadIndex;
 use super::batcher::{self, Route};
 use super::consensus::Core;
+use super::divergence::Agreement;
 use super::log_clock::median;
 use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
 use super::responder::Callback;
@@ -36,6 +37,7 @@ pub(super) struct Link {
     pub(super) applier: Arc<Applier>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) heard: Heard,
+    pub(super) agreement: Agreement,
 }
 
 /// When a leader was last heard here.
@@ -222,7 +224,7 @@ impl Link {
         }
     }
 
-    async fn applied(&self, index: u64) -> Result<u64, Failure> {
+    pub(super) async fn applied(&self, index: u64) -> Result<u64, Failure> {
         if self.applier.progress().covers(index) {
             return Ok(index);
         }

@@ -1,6 +1,6 @@
 //! Consensus (rank 3), the only home of openraft: the log store and the state machine adapter, the
-//! batcher in front, the read barrier, log time, snapshots' schedule, the watchdog over the log's disk,
-//! and the handle on it all.
+//! batcher in front, the read barrier, log time, snapshots' schedule, the comparison of members' states,
+//! the watchdog over the log's disk, and the handle on it all.
 //!
 //! Invariants: an answered write is durable on a quorum and applied; only what was refused before
 //! the append is called not proposed; state never runs ahead of the log on this disk, and the log is
@@ -13,6 +13,7 @@ mod barrier;
 mod batcher;
 mod config;
 mod consensus;
+mod divergence;
 mod entry;
 mod flushed;
 mod link;
@@ -22,10 +23,13 @@ mod members;
 mod network;
 mod peers;
 mod queue;
+mod repair;
 mod responder;
+mod restore;
 mod seed;
 mod snapshots;
 mod stall;
+mod transfer;
 mod trimmer;
 mod types;
 
@@ -34,8 +38,9 @@ pub(crate) mod tests;
 
 pub use apply::{Progress, Publisher};
 pub use consensus::{Consensus, LeaderHandler, NewStore, Options, Parts, StartError, State};
+pub use divergence::Standing;
 pub use members::{About, Change, MemberState};
 pub use network::{Lane, NoPeers, Peer, Transport, TransportError};
-pub use seed::{Seed, plant};
+pub use seed::{Seed, plant, replay};
 pub use stall::DiskStall;
 pub use types::{Member, MemberId};

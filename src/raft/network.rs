@@ -4,16 +4,18 @@
 //! nothing. Invariants: a peer that cannot be reached grants nothing (openraft's default for
 //! pre-vote would); appends of one stream are answered in order, and its answers end when it does.
 
+use super::divergence::Verdict;
 use super::members::Change;
 use super::snapshots::Stored;
+use super::transfer::{self, Purpose};
 use super::types::{Member, MemberId, Types, Vote};
-use crate::model::{Fault, codec};
+use crate::model::{Fault, LogPosition, codec};
 #[cfg(feature = "mutants")]
 use crate::storage::mutant::{self, Mutant};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, stream};
 use openraft::OptionalSend;
 use openraft::alias::{SnapshotOf, WatchReceiverOf};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -141,6 +143,21 @@ pub(crate) enum Call {
     About,
     /// Whether there is such a member: answered by `Option<bool>`, none if the one asked does not lead.
     IsMember(MemberId),
+    /// The hash of the state at that entry: answered by `Option<u128>`, none if it is not known.
+    StateHash(LogPosition),
+    /// What a comparison of states came to: answered by nothing.
+    Verdict(Verdict),
+    /// A snapshot of at least that entry, please: answered by `Result<(), Failure>` once it was taken over.
+    SendImage {
+        to: MemberId,
+        at_least: u64,
+        remaining_ms: u64,
+    },
+    /// The staged backup of that digest, please: answered by `Result<bool, Failure>`, whether it was there.
+    SendStaged {
+        to: MemberId,
+        digest: [u8; 32],
+    },
 }
 
 /// A proposal on its way to the leader.
@@ -149,13 +166,6 @@ pub(crate) struct Forwarded {
     pub(crate) remaining_ms: u64,
     /// `codec::encode` of the proposal.
     pub(crate) encoded: Bytes,
-}
-
-/// What a snapshot stream begins with; the file's bytes follow, then one `SnapshotResponse` back.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct SnapshotHead {
-    pub(crate) vote: Vote,
-    pub(crate) meta: Meta,
 }
 
 pub(crate) type Meta = openraft::alias::SnapshotMetaOf<Types>;
@@ -359,19 +369,12 @@ impl NetSnapshot<Types> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let head = SnapshotHead { vote, meta: snapshot.meta };
-        let head = Bytes::from(codec::encode(&head).map_err(broken)?);
-        let requests = stream::once(std::future::ready(head)).chain(snapshot.snapshot.pieces()).boxed();
+        let transport = self.transport.clone();
         let exchange = async {
-            let mut answers = self
-                .transport
-                .stream(self.peer(), Lane::Snapshot, requests, option.soft_ttl())
+            let what = (snapshot.meta, snapshot.snapshot);
+            transfer::send(&*transport, self.peer(), Purpose::Install(vote), what, option.soft_ttl())
                 .await
-                .map_err(failed)?;
-            match answers.next().await {
-                Some(answer) => codec::decode("peer's answer", &answer.map_err(failed)?).map_err(broken),
-                None => Err(failed(TransportError::Failed("the peer ended the snapshot without an answer".into()))),
-            }
+                .map_err(failed)
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

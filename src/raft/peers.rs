@@ -5,8 +5,10 @@
 //! vote it came with and what is committed here (openraft panics on one that does not).
 
 use super::consensus::Consensus;
-use super::network::{Call, Lane, SnapshotHead, TransportError};
+use super::divergence::Standing;
+use super::network::{Call, Lane, TransportError};
 use super::snapshots::Stored;
+use super::transfer::{Head, Purpose, Spool};
 use super::types::Types;
 use crate::model::{Fault, codec};
 use bytes::Bytes;
@@ -30,7 +32,7 @@ impl Consensus {
             Call::TransferLeader(transfer) => {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
             }
-            Call::Propose(batch) => encode(&match self.ensure_able() {
+            Call::Propose(batch) => encode(&match self.ensure_writable() {
                 Ok(()) => self.batcher().propose_forwarded(batch).await,
                 Err(failure) => vec![Err(failure); batch.len()],
             }),
@@ -44,6 +46,15 @@ impl Consensus {
             Call::IsMember(id) => encode(&self.has_member(id)),
             Call::About => encode(&self.about()),
             Call::Members => encode(&self.member_states_here()),
+            Call::StateHash(at) => encode(&self.state_hash_at(at).await),
+            Call::Verdict(verdict) => {
+                self.take_verdict(&verdict);
+                encode(&())
+            }
+            Call::SendImage { to, at_least, remaining_ms } => {
+                encode(&self.send_image(to, at_least, Duration::from_millis(remaining_ms)).await)
+            }
+            Call::SendStaged { to, digest } => encode(&self.send_staged(to, digest).await),
             Call::WallClock => encode(&self.clock().wall_ms()),
         }
     }
@@ -58,11 +69,7 @@ impl Consensus {
     ) -> BoxStream<'static, Result<Bytes, TransportError>> {
         match lane {
             Lane::Append | Lane::Control => self.answer_appends(requests),
-            Lane::Snapshot => {
-                let consensus = self.clone();
-                let answer = async move { consensus.receive_snapshot(requests).await };
-                stream::once(answer).boxed()
-            }
+            Lane::Snapshot => self.answer_snapshot(requests),
         }
     }
 
@@ -84,23 +91,70 @@ impl Consensus {
         answers.boxed()
     }
 
-    async fn receive_snapshot(&self, mut requests: BoxStream<'static, Bytes>) -> Result<Bytes, TransportError> {
-        let head = requests.next().await.ok_or_else(|| refused("an empty snapshot stream"))?;
-        let SnapshotHead { vote, meta } = codec::decode("snapshot head", &head).map_err(broken)?;
-        let Some(last) = meta.last_log_id else { return Err(refused("a snapshot of nothing")) };
-        let committed = self.raft().metrics().borrow_watched().local_committed;
-        if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
-            return Err(refused("the snapshot contradicts what is committed here"));
+    /// Two answers: how much of the file is here already, and what became of it.
+    fn answer_snapshot(
+        &self,
+        mut requests: BoxStream<'static, Bytes>,
+    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
+        let (opening, receiving) = (self.clone(), self.clone());
+        let opened = async move {
+            let head = requests.next().await.ok_or_else(|| refused("an empty snapshot stream"))?;
+            let head: Head = codec::decode("snapshot head", &head).map_err(broken)?;
+            let spool = opening.open_spool(&head).await?;
+            Ok((head, spool, requests))
+        };
+        let answers = stream::once(opened).flat_map(move |opened| {
+            let (head, spool, requests) = match opened {
+                Ok(opened) => opened,
+                Err(error) => return stream::once(std::future::ready(Err(error))).boxed(),
+            };
+            let held = encode(&spool.bytes);
+            let receiving = receiving.clone();
+            let taken = async move { receiving.receive_snapshot(head, spool, requests).await };
+            stream::once(std::future::ready(held)).chain(stream::once(taken)).boxed()
+        });
+        answers.boxed()
+    }
+
+    /// Refuses what would not be taken before any of it is sent.
+    async fn open_spool(&self, head: &Head) -> Result<Spool, TransportError> {
+        match &head.purpose {
+            Purpose::Install(vote) => {
+                let Some(last) = head.meta.last_log_id else { return Err(refused("a snapshot of nothing")) };
+                let committed = self.raft().metrics().borrow_watched().local_committed;
+                if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
+                    return Err(refused("the snapshot contradicts what is committed here"));
+                }
+                if !vote.committed || last.leader_id > vote.leader_id {
+                    return Err(refused("the snapshot is newer than the leader that sends it"));
+                }
+            }
+            Purpose::Repair if self.standing() != Standing::Outvoted => {
+                return Err(refused("the state of this member is not to be rebuilt"));
+            }
+            Purpose::Repair | Purpose::Stage => {}
         }
-        if !vote.committed || last.leader_id > vote.leader_id {
-            return Err(refused("the snapshot is newer than the leader that sends it"));
+        self.snapshots().spool(head).await.map_err(broken)
+    }
+
+    async fn receive_snapshot(
+        &self,
+        head: Head,
+        spool: Spool,
+        requests: BoxStream<'static, Bytes>,
+    ) -> Result<Bytes, TransportError> {
+        let import = self.snapshots().receive(&head, spool, requests).await.map_err(broken)?;
+        match head.purpose {
+            Purpose::Install(vote) => {
+                let snapshot = Snapshot { meta: head.meta, snapshot: Stored::Received(import.into()) };
+                self.note_leader_heard();
+                let response: SnapshotResponse<Types> =
+                    self.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
+                encode(&response)
+            }
+            Purpose::Repair => encode(&self.take_image(import).await.map_err(broken)?),
+            Purpose::Stage => encode(&self.stage_here(*import).await),
         }
-        let staged = self.snapshots().receive(&last, requests).await.map_err(broken)?;
-        let snapshot = Snapshot { meta, snapshot: Stored::Received(staged) };
-        self.note_leader_heard();
-        let response: SnapshotResponse<Types> =
-            self.raft().install_full_snapshot(vote, snapshot).await.map_err(ended)?;
-        encode(&response)
     }
 }
 

@@ -9,7 +9,9 @@
 use super::apply::{Applier, membership_of};
 use super::consensus::{Core, NewStore, Options};
 use super::network::Meta;
-use super::types::{LogId, MemberId, Types, log_id, position};
+use super::restore::{Digest, Staging};
+use super::transfer::{Head, Partial};
+use super::types::{MemberId, Types, log_id, position};
 use crate::env::{Clock, TaskSet};
 use crate::machine::{self, Image, Machine};
 use crate::model::{Failure, Fault, LogPosition, Why, codec};
@@ -30,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -58,6 +60,10 @@ pub(crate) struct Snapshots {
     current: Mutex<Option<Local>>,
     due: Notify,
     newest: watch::Sender<Option<LogPosition>>,
+    /// The state that would be written is in doubt.
+    suspect: AtomicBool,
+    partial: Mutex<Option<Partial>>,
+    staging: Staging,
 }
 
 /// A machine and the block store under it.
@@ -68,7 +74,7 @@ pub(crate) struct Restored {
 
 /// A snapshot in this member's store.
 #[derive(Debug, Clone)]
-struct Local {
+pub(super) struct Local {
     meta: Meta,
     stored: SnapshotSummary,
 }
@@ -104,6 +110,9 @@ impl Snapshots {
             current: Mutex::new(None),
             due: Notify::new(),
             newest: watch::Sender::new(None),
+            suspect: AtomicBool::new(false),
+            partial: Mutex::new(None),
+            staging: Staging::default(),
         })
     }
 
@@ -133,17 +142,32 @@ impl Snapshots {
         .await
     }
 
-    fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Restored, Local), Fault> {
+    pub(super) fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Restored, Local), Fault> {
         self.check_cluster(&stored)?;
-        let store = (self.restorer.new_store)()?;
-        let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
-        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
+        let Restored { machine, store } = self.load(reader)?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
         }
         let meta = Meta { last_log_id: Some(log_id(stored.meta.last)), last_membership: membership_of(&machine)? };
         Ok((Restored { machine, store }, Local { meta, stored }))
+    }
+
+    /// The machine of a file, over a store of its own.
+    pub(super) fn load(&self, reader: SnapshotReader) -> Result<Restored, Fault> {
+        let store = (self.restorer.new_store)()?;
+        let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
+        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
+        Ok(Restored { machine, store })
+    }
+
+    pub(super) fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    /// Has a snapshot taken soon, whatever the log's size.
+    pub(super) fn soon(&self) {
+        self.due.notify_one();
     }
 
     fn check_cluster(&self, stored: &SnapshotSummary) -> Result<(), Fault> {
@@ -155,13 +179,13 @@ impl Snapshots {
     }
 
     /// `local` is verified and the newest.
-    fn published(&self, local: Local) {
+    pub(super) fn published(&self, local: Local) {
         let at = local.stored.meta.last;
         *self.current.lock() = Some(local);
         self.newest.send_replace(Some(at));
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
@@ -173,6 +197,9 @@ impl Snapshots {
 
     /// Begins a snapshot if the log has grown enough since the last.
     pub(crate) fn consider(&self, applier: &Applier) {
+        if self.suspect.load(Ordering::SeqCst) {
+            return;
+        }
         let last_bytes = self.current.lock().as_ref().map_or(0, |local| local.stored.file_bytes);
         if applier.log_bytes().load(Ordering::Relaxed) > self.log_bytes_min.max(last_bytes / 2) {
             self.due.notify_one();
@@ -186,7 +213,10 @@ impl Snapshots {
             let asked = tokio::select! {
                 () = self.due.notified() => raft.trigger().snapshot().await,
                 Ok(()) = newest.changed() => match self.purgeable().await {
-                    Some(index) => raft.trigger().purge_log(index).await,
+                    Some(index) => {
+                        self.unstage(index).await;
+                        raft.trigger().purge_log(index).await
+                    }
                     None => Ok(()),
                 },
             };
@@ -216,6 +246,9 @@ impl Snapshots {
     /// A snapshot of all that is applied now.
     pub(crate) async fn now(&self, raft: &Core, applier: &Applier, timeout: Duration) -> Result<LogPosition, Failure> {
         let Some(wanted) = applier.progress().applied else { return Err(Failure::not_proposed(Why::NotReady)) };
+        if self.suspect.load(Ordering::SeqCst) {
+            return Err(Failure::not_proposed(Why::Diverged));
+        }
         let mut newest = self.newest.subscribe();
         let written = async {
             loop {
@@ -270,8 +303,7 @@ impl Snapshots {
     /// The newest snapshot, for sending.
     pub(crate) fn current(self: &Arc<Self>) -> Option<SnapshotOf<Types, Stored>> {
         let local = self.current.lock().clone()?;
-        let id = SnapshotId { index: local.stored.meta.last.index, term: local.stored.meta.last.term };
-        Some(Snapshot { meta: local.meta, snapshot: Stored::Local { id, snapshots: self.clone() } })
+        Some(Snapshot { meta: local.meta, snapshot: Stored::Local { stored: local.stored, snapshots: self.clone() } })
     }
 
     fn write(&self, image: &Image, meta: SnapshotMeta) -> Result<SnapshotSummary, Fault> {
@@ -284,24 +316,41 @@ impl Snapshots {
         Ok(stored)
     }
 
-    /// Takes in a leader's snapshot file and verifies all of it; nothing is published yet.
-    pub(crate) async fn receive(
-        self: &Arc<Self>,
-        last: &LogId,
-        mut pieces: BoxStream<'static, Bytes>,
-    ) -> Result<Box<VerifiedImport>, Fault> {
+    /// What a received file says of itself is what was announced, and of this cluster.
+    pub(super) fn check_received(&self, received: &SnapshotSummary, announced: &Head) -> Result<(), Fault> {
+        self.check_cluster(received)?;
+        if Some(received.meta.last) == announced.meta.last_log_id.as_ref().map(position) {
+            return Ok(());
+        }
+        let why = format!("announced as of {:?}, it is of {:?}", announced.meta.last_log_id, received.meta.last);
+        Err(Fault::corrupt("received snapshot", why))
+    }
+
+    pub(super) fn store(&self) -> &SnapshotStore {
+        &self.store
+    }
+
+    /// What there is of a file that broke off.
+    pub(super) fn partial(&self) -> &Mutex<Option<Partial>> {
+        &self.partial
+    }
+
+    /// Whether this member's state was in doubt when it ended.
+    pub(super) fn was_suspect(&self) -> Result<bool, Fault> {
+        let suspect = self.store.is_suspect()?;
+        self.suspect.store(suspect, Ordering::SeqCst);
+        Ok(suspect)
+    }
+
+    /// Notes on disk that this member's state, and what is built from it, is in doubt, or no longer.
+    pub(super) async fn suspect(&self, suspect: bool) {
+        if self.suspect.swap(suspect, Ordering::SeqCst) == suspect {
+            return;
+        }
         let store = self.store.clone();
-        let mut import = self.blocking(move || store.import()).await?;
-        while let Some(piece) = pieces.next().await {
-            import = self.blocking(move || import.write(&piece).map(|()| import)).await?;
+        if let Err(fault) = self.blocking(move || store.set_suspect(suspect)).await {
+            tracing::warn!(%fault, "whether this member's state is in doubt could not be noted on disk");
         }
-        let verified = self.blocking(move || import.verify()).await?;
-        self.check_cluster(verified.summary())?;
-        if verified.summary().meta.last != position(last) {
-            let why = format!("announced as of {last}, it is of {:?}", verified.summary().meta.last);
-            return Err(Fault::corrupt("received snapshot", why));
-        }
-        Ok(Box::new(verified))
     }
 
     /// Publishes a received snapshot and puts its machine in the place of the present one.
@@ -381,34 +430,72 @@ impl RaftSnapshotBuilder<Types> for Builder {
 }
 
 /// What openraft holds of a snapshot.
+#[derive(Clone)]
 pub(crate) enum Stored {
     /// In this member's store.
     Local {
-        id: SnapshotId,
+        stored: SnapshotSummary,
         snapshots: Arc<Snapshots>,
     },
     /// Received whole and verified, not published yet.
-    Received(Box<VerifiedImport>),
+    Received(Arc<VerifiedImport>),
+    /// A backup beside the snapshots.
+    Staged {
+        digest: Digest,
+        bytes: u64,
+        snapshots: Arc<Snapshots>,
+    },
     Nothing,
 }
 
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local { id, .. } => write!(f, "{id:?}"),
+            Self::Local { stored, .. } => write!(f, "{:?}", stored.meta.last),
             Self::Received(import) => write!(f, "received {:?}", import.summary().meta.last),
+            Self::Staged { bytes, .. } => write!(f, "staged, {bytes} bytes"),
             Self::Nothing => f.write_str("none"),
         }
     }
 }
 
+/// Which file is sent.
+enum Source {
+    Snapshot(SnapshotId),
+    Staged(Digest),
+}
+
 impl Stored {
-    /// The file's bytes, for sending. At an error they end early, which the receiver finds.
-    pub(crate) fn pieces(self) -> BoxStream<'static, Bytes> {
-        let Self::Local { id, snapshots } = self else { return stream::empty().boxed() };
+    /// The file's digest and length, if it is one of this member's.
+    pub(crate) fn digest(&self) -> Option<([u8; 32], u64)> {
+        match self {
+            Self::Local { stored, .. } => Some((stored.digest, stored.file_bytes)),
+            Self::Staged { digest, bytes, .. } => Some((*digest, *bytes)),
+            Self::Received(_) | Self::Nothing => None,
+        }
+    }
+
+    /// The file's bytes from `offset` on, for sending. At an error they end early, which the receiver finds.
+    pub(crate) fn pieces(self, offset: u64) -> BoxStream<'static, Bytes> {
+        let (snapshots, opened) = match self {
+            Self::Local { stored, snapshots } => (snapshots, Source::Snapshot(SnapshotId::of(&stored.meta))),
+            Self::Staged { digest, snapshots, .. } => (snapshots, Source::Staged(digest)),
+            Self::Received(_) | Self::Nothing => return stream::empty().boxed(),
+        };
         let begin = async move {
             let store = snapshots.store.clone();
-            let raw = snapshots.blocking(move || store.raw(id)).await;
+            let open = move || {
+                let mut raw = match opened {
+                    Source::Snapshot(id) => store.raw(id)?,
+                    Source::Staged(digest) => match store.raw_staged(&digest)? {
+                        Some(raw) => raw,
+                        None => return Err(Fault::Invariant("a staged backup is gone".into())),
+                    },
+                };
+                raw.seek(offset);
+                Ok(raw)
+            };
+            let raw = snapshots.blocking(open).await;
             raw.inspect_err(|fault| tracing::warn!(%fault, "snapshot cannot be sent")).ok().map(|raw| (raw, snapshots))
         };
         let next = |state: Option<(RawSnapshot, Arc<Snapshots>)>| async move {

@@ -1,4 +1,4 @@
-//! What only the leader can answer, asked from any member: the time of leases.
+//! What only the leader can answer, asked from any member: the time of leases, and a restore.
 //!
 //! Invariant: a keep-alive is answered by the member that counts the lease's time, after it has made
 //! sure that it leads.
@@ -16,6 +16,8 @@ enum Question {
     KeepAlive { caller: Caller, id: LeaseId },
     /// What is left of these, in order; answered by `Vec<Option<u64>>`.
     Left(Vec<LeaseId>),
+    /// Put this staged backup in the place of the state; answered by the new revision.
+    Restore([u8; 32]),
 }
 
 impl Service {
@@ -30,6 +32,11 @@ impl Service {
                     Question::KeepAlive { caller, id } => {
                         let answer = service.keep_alive_here(&Context::new(caller, timeout), id).await?;
                         Ok(codec::encode(&(answer.body, answer.header.revision))?.into())
+                    }
+                    Question::Restore(digest) => {
+                        let wall_ms = service.inner.parts.clock.wall_ms();
+                        let revision = service.inner.parts.consensus.activate(digest, wall_ms).await?;
+                        Ok(codec::encode(&revision)?.into())
                     }
                     Question::Left(ids) => {
                         let left: Vec<Option<u64>> = ids.into_iter().map(|id| service.lease_left_ms(id)).collect();
@@ -51,6 +58,11 @@ impl Service {
         let answer = self.ask(context, &question).await?;
         let (ttl_ms, revision): (u64, Revision) = codec::decode("answer of the leader", &answer)?;
         Ok(self.answer(self.header_at(revision), ttl_ms, false))
+    }
+
+    pub(super) async fn activate(&self, context: &Context, digest: [u8; 32]) -> Result<Revision, Failure> {
+        let answer = self.ask(context, &Question::Restore(digest)).await?;
+        Ok(codec::decode("answer of the leader", &answer)?)
     }
 
     /// What the leader knows to be left of these leases; `None` for one that it does not know.

@@ -14,6 +14,7 @@ mod leases;
 pub mod lessor;
 mod ratelimits;
 mod reads;
+mod restore;
 mod snapshot;
 pub mod types;
 mod validate;
@@ -23,6 +24,7 @@ pub use admission::Admission;
 pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
 pub use lessor::Lessor;
 pub use ratelimits::RateState;
+pub use restore::Upload;
 pub use types::*;
 pub use watch::WatchStream;
 
@@ -31,7 +33,7 @@ use crate::machine::View;
 use crate::model::{
     Command, Failure, Fault, Idempotency, Op, Outcome, Proposal, Rejection, Reply, Revision, Txn, Why, limits,
 };
-use crate::raft::Consensus;
+use crate::raft::{Consensus, Standing};
 use crate::storage::mutant::{self, Mutant};
 use crate::storage::snapshot::SnapshotStore;
 use crate::telemetry::Metrics;
@@ -83,6 +85,8 @@ struct Inner {
     admission: Arc<Budget>,
     /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
     watch_buffers: Arc<Semaphore>,
+    /// One backup is taken in at a time.
+    restoring: Arc<Semaphore>,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -107,6 +111,7 @@ impl Service {
             member: options.member,
             admission: Arc::new(Budget::new(options.admission_bytes)),
             watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
+            restoring: Arc::new(Semaphore::new(1)),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
@@ -289,6 +294,9 @@ impl Service {
         if full || self.inner.disk_low.load(Ordering::Relaxed) {
             alarms.push("storage-full");
         }
+        if self.inner.parts.consensus.standing() != Standing::Sound {
+            alarms.push("corrupt");
+        }
         if self.inner.parts.consensus.disk_stalled().is_some() {
             alarms.push("slow-disk");
         }
@@ -323,7 +331,7 @@ impl Service {
             Check { name: "leader", result: leader },
             Check { name: "linearizable-read", result: barrier },
             Check { name: "disk", result: disk },
-            Check { name: "no-corrupt-alarm", result: Ok(()) },
+            Check { name: "no-corrupt-alarm", result: corrupt(self.inner.parts.consensus.standing()) },
         ]
     }
 
@@ -352,9 +360,20 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         | Reply::LeasesExpired { revision, .. }
         | Reply::LeaseRenewed { revision, .. }
         | Reply::Ttl { revision, .. }
+        | Reply::Restored { revision }
         | Reply::Outcome { revision, .. } => Some(*revision),
         Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }
+}
+
+fn corrupt(standing: Standing) -> Result<(), String> {
+    let why = match standing {
+        Standing::Sound => return Ok(()),
+        Standing::Undecided => "members have different states, and none has a majority: writes are refused",
+        Standing::Outvoted => "this member's state is not the majority's: it is being rebuilt from a peer's",
+        Standing::Rebuilt => "this member's state was rebuilt and is not confirmed yet",
+    };
+    Err(why.to_owned())
 }
 
 fn millis(duration: Duration) -> u64 {

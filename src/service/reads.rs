@@ -60,6 +60,7 @@ impl Service {
                 return Ok(self.answer(header, body, false));
             }
             drop(view);
+            self.ensure_sound()?;
             tokio::select! {
                 running = changes.changed() => if !running {
                     return Err(timed_out(Why::ShuttingDown));
@@ -117,6 +118,7 @@ impl Service {
             // What was read here before a restart may not be applied yet.
             return Err(Failure::not_proposed(Why::NotReady));
         }
+        self.ensure_sound()?;
         let age = state.millis_since_leader_heard;
         match bound {
             Some(bound) if age.is_none_or(|age| age > millis(bound)) => match self.barrier(context).await {
@@ -124,6 +126,14 @@ impl Service {
                 Err(_) => Err(Failure::not_proposed(Why::TooStale)),
             },
             _ => Ok(age),
+        }
+    }
+
+    /// Not even a stale answer comes from a state that is known to be wrong.
+    pub(super) fn ensure_sound(&self) -> Result<(), Failure> {
+        match self.inner.parts.consensus.standing().may_serve() {
+            true => Ok(()),
+            false => Err(Failure::not_proposed(Why::Diverged)),
         }
     }
 

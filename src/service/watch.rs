@@ -175,7 +175,8 @@ impl WatchStream {
         if self.ended || self.service.stopping().is_cancelled() {
             return None;
         }
-        let step = match self.step().await {
+        let step = self.step().await;
+        let step = match step.and_then(|step| self.service.ensure_sound().map(|()| step)) {
             Ok(step) => step,
             Err(Failure::Rejected(Rejection::Compacted { .. })) if self.request.on_compacted == OnCompacted::Resync => {
                 self.again()

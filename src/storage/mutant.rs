@@ -48,6 +48,8 @@ pub enum Mutant {
     SnapshotForgetsLeases,
     /// A claim is granted from what this member happens to know.
     ClaimNotConfirmed,
+    /// A byte of a value is flipped where it is applied, if the value begins with "flip".
+    FlipStateByte,
 }
 
 #[cfg(feature = "mutants")]
@@ -74,6 +76,7 @@ impl Mutant {
         Self::SnapshotForgetsRequests,
         Self::SnapshotForgetsLeases,
         Self::ClaimNotConfirmed,
+        Self::FlipStateByte,
     ];
 
     fn named(name: &str) -> Option<Self> {

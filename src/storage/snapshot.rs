@@ -23,6 +23,10 @@ use std::sync::Arc;
 
 const SUFFIX: &str = ".snap";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// Its being there says that the state of this member was found to be wrong.
+/// A backup that is kept for a log entry that names it.
+const STAGED_SUFFIX: &str = ".staged";
+const SUSPECT: &str = "SUSPECT";
 /// How many good files are kept: the log is purged up to the older one.
 const KEPT: usize = 2;
 
@@ -48,7 +52,8 @@ pub struct SnapshotId {
 }
 
 impl SnapshotId {
-    fn of(meta: &SnapshotMeta) -> Self {
+    #[must_use]
+    pub fn of(meta: &SnapshotMeta) -> Self {
         Self { index: meta.last.index, term: meta.last.term }
     }
 
@@ -190,6 +195,73 @@ impl SnapshotStore {
         self.inner.find_good(KEPT)
     }
 
+    /// Removes the files that are not wanted any more.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn discard(&self, unwanted: impl Fn(SnapshotId) -> bool) -> Result<(), Fault> {
+        for id in self.inner.ids()?.into_iter().filter(|id| unwanted(*id)) {
+            self.inner.remove(&self.inner.path(id))?;
+            self.inner.state.lock().checked.remove(&id);
+        }
+        self.inner.sync_dir()
+    }
+
+    /// Streams the blocks of a staged backup, if it is here.
+    ///
+    /// # Errors
+    /// A fault of the disk, or a damaged header.
+    pub fn read_staged(&self, digest: &[u8; 32]) -> Result<Option<SnapshotReader>, Fault> {
+        let Some(path) = self.inner.staged(digest)? else { return Ok(None) };
+        SnapshotReader::new(&self.inner.open_file(&path)?, path.display().to_string()).map(Some)
+    }
+
+    /// The bytes of a staged backup, if it is here.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn raw_staged(&self, digest: &[u8; 32]) -> Result<Option<RawSnapshot>, Fault> {
+        let Some(path) = self.inner.staged(digest)? else { return Ok(None) };
+        RawSnapshot::open(self.inner.open_file(&path)?).map(Some)
+    }
+
+    /// Removes staged backups that are not wanted any more.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn unstage(&self, unwanted: impl Fn(&[u8; 32]) -> bool) -> Result<(), Fault> {
+        for name in self.inner.names()? {
+            if staged_digest(&name).is_some_and(|digest| unwanted(&digest)) {
+                self.inner.remove(&self.inner.dir.join(name))?;
+            }
+        }
+        self.inner.sync_dir()
+    }
+
+    /// Whether what was noted last by `set_suspect` is that the state is in doubt.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn is_suspect(&self) -> Result<bool, Fault> {
+        Ok(self.inner.names()?.iter().any(|name| name == SUSPECT))
+    }
+
+    /// Notes, durably, that the state that these files are of is in doubt, or no longer.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn set_suspect(&self, suspect: bool) -> Result<(), Fault> {
+        let path = self.inner.dir.join(SUSPECT);
+        match (suspect, self.is_suspect()?) {
+            (true, false) => {
+                self.inner.disk.create(&path).map_err(|error| Fault::io("note a suspicion", &error))?;
+            }
+            (false, true) => self.inner.remove(&path)?,
+            _ => return Ok(()),
+        }
+        self.inner.sync_dir()
+    }
+
     /// Streams the blocks of one file; its digest is checked at the end of the stream.
     ///
     /// # Errors
@@ -235,6 +307,18 @@ impl Inner {
         let mut state = self.state.lock();
         state.temporary_files += 1;
         self.dir.join(format!("{}{SUFFIX}{TEMPORARY_SUFFIX}", state.temporary_files))
+    }
+
+    fn staged(&self, digest: &[u8; 32]) -> Result<Option<PathBuf>, Fault> {
+        let name = staged_name(digest);
+        Ok(self.names()?.contains(&name).then(|| self.dir.join(name)))
+    }
+
+    /// Keeps a flushed temporary file under its digest, beside the snapshots.
+    fn stage(&self, temporary: &Path, digest: &[u8; 32]) -> Result<(), Fault> {
+        let path = self.dir.join(staged_name(digest));
+        self.disk.rename(temporary, &path).map_err(|error| Fault::io("stage a backup", &error))?;
+        self.sync_dir()
     }
 
     /// The n-th newest good file, verifying those not yet verified.
@@ -316,6 +400,20 @@ impl Inner {
         }
         self.sync_dir()
     }
+}
+
+fn staged_name(digest: &[u8; 32]) -> String {
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    hex + STAGED_SUFFIX
+}
+
+fn staged_digest(name: &str) -> Option<[u8; 32]> {
+    let hex = name.strip_suffix(STAGED_SUFFIX).filter(|hex| hex.len() == 64)?;
+    let mut digest = [0; 32];
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(digest)
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ pub struct Metrics {
     pub has_leader: Gauge,
     pub is_leader: Gauge,
     pub leader_changes: Counter,
+    pub state_comparisons: Counter,
+    pub state_agreed_index: Gauge,
+    pub corrupt: Gauge,
     pub watchers: Gauge,
     pub watch_events: Counter,
     pub watch_catchups: Counter,
@@ -52,6 +55,8 @@ impl Metrics {
         let proposals_committed = counter("raft_proposals_committed", "Proposals whose outcome was answered");
         let proposals_failed = counter("raft_proposals_failed", "Proposals that ended unavailable");
         let leader_changes = counter("raft_leader_changes", "Leader changes seen");
+        let state_comparisons =
+            counter("state_comparisons", "Comparisons of the members' states by this member, leading");
         let watch_events = counter("watch_events", "Events delivered to watch streams");
         let watch_catchups = counter("watch_catchups", "Times a watcher fell behind and was served from history");
         let admission_refused = counter("admission_refused", "Requests refused by the byte budget");
@@ -72,6 +77,8 @@ impl Metrics {
         let keys = gauge("store_keys", "Live keys");
         let has_leader = gauge("raft_has_leader", "1 if a leader is known");
         let is_leader = gauge("raft_is_leader", "1 if this member leads");
+        let state_agreed_index = gauge("state_agreed_index", "Newest log entry at which the states were found equal");
+        let corrupt = gauge("state_corrupt", "1 if this member's state is, or may be, another than the majority's");
         let claim_waiters = gauge("claim_waiters", "Calls that wait for a lock, semaphore or election");
         let watchers = gauge("watch_streams", "Open watch streams and blocking reads");
         let logical_bytes = Gauge::default();
@@ -116,6 +123,9 @@ impl Metrics {
             has_leader,
             is_leader,
             leader_changes,
+            state_comparisons,
+            state_agreed_index,
+            corrupt,
             watchers,
             watch_events,
             watch_catchups,

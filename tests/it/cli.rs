@@ -658,6 +658,16 @@ fn a_snapshot_is_saved_inspected_and_restored() {
     let bumped = restored["revision"].as_i64().unwrap();
     assert!(bumped >= revision + 1_000_000_000, "{restored}");
 
+    shell.put("app/a", "4");
+    shell.run(&["snapshot", "restore", "b.snap"]).exits(2);
+    let refused = shell.run(&["snapshot", "restore", "b.snap", "--confirm", "another"]).exits(4);
+    assert!(refused.stderr.contains("replaces everything in cluster tenure"), "{}", refused.stderr);
+    shell.run(&["get", "app/a"]).ok().prints("4");
+    let online = shell.run(&["snapshot", "restore", "b.snap", "--confirm", "tenure", "-o", "json"]).ok().json();
+    assert!(online["revision"].as_i64() > Some(revision + 1), "{online}");
+    shell.run(&["get", "app/a"]).ok().prints("3");
+    shell.run(&["get", "app/a", "--rev", &revision.to_string()]).exits(9);
+
     let member = Member::serve(&shell.path("restored"));
     let there = Shell::on(&member.url);
     there.run(&["get", "app/a"]).ok().prints("3");

@@ -13,11 +13,14 @@
 mod cli;
 mod cluster;
 mod contract;
+mod deploy;
+mod dev;
 mod follow;
 mod hostile;
 mod leases;
 mod locks;
 mod openapi;
+mod operate;
 mod proof;
 mod reload;
 mod rest;

@@ -229,10 +229,17 @@ impl Run {
     }
 
     /// Drives one operation, and notes whatever the document does not say of the answer.
-    async fn drive(&mut self, id: &str, target: &str, headers: Headers<'_>, body: &str, expected: u16) -> Answer {
+    async fn drive(
+        &mut self,
+        id: &str,
+        target: &str,
+        headers: Headers<'_>,
+        body: impl AsRef<[u8]>,
+        expected: u16,
+    ) -> Answer {
         let operation = CONTRACT.by_id(id);
         assert!(matches_path(&operation.path, target.split('?').next().unwrap_or(target)), "{id} {target}");
-        let answer = self.send(&operation.method, target, headers, body).await;
+        let answer = self.send(&operation.method, target, headers, body.as_ref()).await;
         self.note(operation, &format!("{} {target}", operation.method), &answer, expected);
         answer
     }
@@ -282,6 +289,7 @@ fn mutates(operation: &Operation) -> bool {
             | "memberPromote"
             | "memberReplace"
             | "leaderMove"
+            | "restore"
     ) || coordination::changes_claims(operation)
 }
 
@@ -323,6 +331,7 @@ async fn every_answer_is_as_documented() {
     refusals_that_all_share(&mut run).await;
     refusals_of_keys_and_bodies(&mut run).await;
     reused_idempotency_keys(&mut run).await;
+    restores(&mut run).await;
     run.finish();
     let documented = CONTRACT.operations.iter().flat_map(|o| o.responses.keys().map(|status| (o.id.clone(), *status)));
     let unseen: Vec<_> = documented
@@ -544,6 +553,23 @@ async fn maintenance(run: &mut Run) {
     run.drive("hashGet", "/v1/hash?revision=3", NO_HEADERS, "", 410).await;
 }
 
+async fn restores(run: &mut Run) {
+    let binary: Headers<'_> = &[("content-type", "application/octet-stream")];
+    let snapshot = run.drive("snapshotGet", "/v1/snapshot", NO_HEADERS, "", 200).await.body;
+    run.drive("restore", "/v1/restore?confirm=tenure", JSON, "{}", 415).await;
+    run.drive("restore", "/v1/restore", binary, snapshot.clone(), 412).await;
+    run.drive("restore", "/v1/restore?confirm=another", binary, snapshot.clone(), 412).await;
+    let mut damaged = snapshot.clone();
+    damaged[snapshot.len() / 2] ^= 1;
+    for bad in [damaged, snapshot[..snapshot.len() - 1].to_vec(), b"nothing of the kind".to_vec()] {
+        let refused = run.drive("restore", "/v1/restore?confirm=tenure", binary, bad, 400).await.json();
+        assert_eq!(refused["code"], json!("bad-snapshot"), "{refused}");
+    }
+    let before = run.drive("statusGet", "/v1/status", NO_HEADERS, "", 200).await.json();
+    let restored = run.drive("restore", "/v1/restore?confirm=tenure", binary, snapshot, 200).await.json();
+    assert!(restored["revision"].as_i64() > before["revision"].as_i64(), "{restored}");
+}
+
 async fn operations(run: &mut Run) {
     for (id, target) in [
         ("livez", "/livez"),
@@ -657,7 +683,8 @@ async fn refusals_of_keys_and_bodies(run: &mut Run) {
             let answer = run.send(&operation.method, &target, NO_HEADERS, "").await;
             run.note(operation, "an empty key", &answer, 400);
         }
-        if let Some(media_type) = operation.request.keys().next() {
+        // A backup is bounded by the disk alone.
+        if let Some(media_type) = operation.request.keys().next().filter(|_| operation.id != "restore") {
             // An import is a stream: what is bounded is one line.
             let bytes = if operation.id == "kvImport" { 3 * BODY_BYTES_MAX } else { BODY_BYTES_MAX + 1 };
             let headers: Headers<'_> = &[("content-type", media_type)];

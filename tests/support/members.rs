@@ -62,6 +62,15 @@ impl Client {
         }
     }
 
+    pub(crate) async fn bytes(&self, target: &str) -> Vec<u8> {
+        self.answer("GET", target, "").await.bytes().await.unwrap().to_vec()
+    }
+
+    pub(crate) async fn send(&self, target: &str, body: Vec<u8>) -> Response {
+        let request = self.http.post(format!("{}{target}", self.url)).timeout(LONG);
+        request.header("content-type", "application/octet-stream").body(body).send().await.unwrap()
+    }
+
     /// A linearizable read; `None` also if there is no answer.
     pub(crate) async fn get(&self, key: &str) -> Option<String> {
         let answer = self.try_answer("GET", &format!("/v1/kv/{key}"), "").await.ok()?;
@@ -331,6 +340,10 @@ impl Cluster {
 
     pub(crate) fn wipe(&self, member: usize) {
         std::fs::remove_dir_all(self.members[member].dir.join("data")).unwrap();
+    }
+
+    pub(crate) fn data_dir(&self, member: usize) -> PathBuf {
+        self.members[member].dir.join("data")
     }
 
     pub(crate) fn log(&self, member: usize) -> String {

@@ -39,6 +39,11 @@ impl Data {
     pub(crate) fn fresh() -> Self {
         Self(Arc::new(TempDir::new().expect("a temporary directory")))
     }
+
+    /// Where a server on it has its data.
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("data")
+    }
 }
 
 impl Node {

@@ -18,6 +18,9 @@ const REPLACE: Names = Names { allowed: &[&["name", "peer_url", "client_url", "w
 const REMOVE: Names = Names { allowed: &[&["force"], ALWAYS], later: &[] };
 const LEADER: Names = Names { allowed: &[&["to"], ALWAYS], later: &[] };
 
+/// Clusters have no names of their own yet.
+pub(crate) const CLUSTER_NAME: &str = "tenure";
+
 const WAIT: Duration = Duration::from_secs(60);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 const LAG_ENTRIES: u64 = 1000;
@@ -37,7 +40,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let mut json = Writer::with_capacity(256 + 384 * members.len());
     json.open();
     json.text("id", &format!("{id:016x}"));
-    json.text("name", "tenure");
+    json.text("name", CLUSTER_NAME);
     json.int("revision", answer.header.revision);
     json.count("term", answer.header.term);
     match &answer.header.leader_name {

@@ -22,6 +22,7 @@ fn is_elsewhere(operation: Operation) -> bool {
             | MemberPromote
             | MemberReplace
             | LeaderMove
+            | Restore
     )
 }
 

@@ -1,11 +1,14 @@
-//! This member: status, hash, settings, log level, snapshot; and compaction.
+//! This member: status, hash, settings, log level, snapshot; and compaction and restore.
 
+use super::cluster::CLUSTER_NAME;
 use super::fields::Scalars;
 use super::query::{Names, choose};
 use crate::api::body::Body;
 use crate::api::call::{ALWAYS, Call, Outcome, Reply};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
+use crate::api::receive::Reader;
+use crate::api::status::Code;
 use crate::api::{ETCD_VERSION, receive};
 use crate::service::{CompactTarget, Header};
 use futures_util::stream::unfold;
@@ -16,6 +19,7 @@ use std::time::Duration;
 
 const PLAIN: Names = Names { allowed: &[ALWAYS], later: &[] };
 const COMPACT: Names = Names { allowed: &[&["revision", "keep_revisions", "keep"], ALWAYS], later: &[] };
+const RESTORE: Names = Names { allowed: &[&["confirm"], ALWAYS], later: &[] };
 const HASH: Names = Names { allowed: &[&["revision"], ALWAYS], later: &[] };
 const LOG_LEVEL: Names = Names { allowed: &[&["level", "for"], ALWAYS], later: &[] };
 const LEVELS: [(&str, &str); 5] =
@@ -142,6 +146,35 @@ pub(crate) async fn log_level(call: &mut Call) -> Outcome {
     }
     json.close();
     call.json(StatusCode::OK, None, json)
+}
+
+/// The whole store, put in the place of the present one. The parameter keeps a slip from doing that to the
+/// wrong cluster.
+pub(crate) async fn restore(call: &mut Call) -> Outcome {
+    let query = call.query(&RESTORE)?;
+    super::idempotency::refuse(call)?;
+    let context = call.context(&query)?;
+    call.body_is(&["application/octet-stream"])?;
+    let mut reader = Reader::new(call)?;
+    let id = format!("{:016x}", call.state.service.header().cluster_id);
+    if !query.text("confirm")?.is_some_and(|confirmed| confirmed == CLUSTER_NAME || confirmed == id) {
+        reader.discard(call).await;
+        let detail = format!("this replaces everything in cluster {CLUSTER_NAME} ({id})");
+        let hint = format!("add confirm={CLUSTER_NAME} to the query if that is what you want");
+        return Err(Problem::new(Code::PreconditionFailed, detail).hint(hint));
+    }
+    reader.admit(call)?;
+    let service = call.state.service.clone();
+    let mut upload = service.begin_restore().await?;
+    while let Some(chunk) = reader.next(call).await? {
+        upload = upload.write(chunk).await?;
+    }
+    let answer = service.restore(&context, upload).await?;
+    let mut json = Writer::with_capacity(48);
+    json.open();
+    json.int("revision", answer.body);
+    json.close();
+    call.json(StatusCode::OK, Some(answer.header), json)
 }
 
 pub(crate) async fn snapshot(call: &mut Call) -> Outcome {

@@ -1,15 +1,16 @@
-//! `snapshot`: a verified download, and what is done with the file without a server.
+//! `snapshot`: a verified download, what is done with the file without a server, and its way back.
 
-use super::transfer::Target;
+use super::transfer::{Target, upload_of};
 use crate::cli::args::{SnapshotInspect, SnapshotRestore, SnapshotSave};
 use crate::cli::exit::CliError;
 use crate::cli::output::{Mode, Out};
 use crate::cli::progress::Progress;
 use crate::cli::session::Session;
-use crate::client::{Method, Request};
+use crate::client::{Body, Method, Request};
 use crate::node::restore::{RestoreError, RestoreOptions, inspect as inspect_file, restore_offline};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 const MODES: &[Mode] = &[Mode::Human, Mode::Json, Mode::Ndjson];
 const DIGEST_BYTES: usize = 32;
@@ -109,21 +110,48 @@ pub(in crate::cli) fn inspect(args: &SnapshotInspect, mode: Mode, out: &mut Out)
     out.flush()
 }
 
-pub(in crate::cli) fn restore(args: &SnapshotRestore, mode: Mode, out: &mut Out) -> Result<(), CliError> {
+/// Replaces what a running cluster holds.
+pub(in crate::cli) async fn restore_running(session: &mut Session, args: &SnapshotRestore) -> Result<(), CliError> {
+    let mode = session.mode.among(MODES)?;
+    let request = Request::new(Method::Post, "/v1/restore")
+        .header("Content-Type", "application/octet-stream")
+        .maybe("confirm", args.confirm.as_ref())
+        .streaming();
+    if session.prints_curl(&request.clone().body(Body::File(args.file.clone())))? {
+        return Ok(());
+    }
+    let upload = upload_of(&args.file).await?;
+    // A stream can be sent once only: first find a member that answers.
+    session.send(&Request::new(Method::Get, "/v1/status")).await?;
+    let answer = session.client.upload(&request, upload).await?;
+    if mode != Mode::Human {
+        return session.out.json_as_sent(&answer.body);
+    }
+    let result: serde_json::Value = answer.json()?;
+    session.out.line(format!("restored {}: revision {}", args.file.display(), result["revision"]))
+}
+
+pub(in crate::cli) fn restore(
+    file: &Path,
+    data_dir: &Path,
+    name: String,
+    mode: Mode,
+    out: &mut Out,
+) -> Result<(), CliError> {
     let mode = mode.among(MODES)?;
-    let options = RestoreOptions { name: args.name.clone() };
-    let report = restore_offline(&args.file, &args.data_dir, &options).map_err(failed)?;
+    let options = RestoreOptions { name };
+    let report = restore_offline(file, data_dir, &options).map_err(failed)?;
     if mode == Mode::Human {
         out.line(format!(
             "restored {} keys into {}: revision {} (the backup's {}; older ones count as compacted)",
             report.keys,
-            args.data_dir.display(),
+            data_dir.display(),
             report.revision,
             report.snapshot_revision
         ))?;
     } else {
         out.json(&json!({
-            "data_dir": args.data_dir.display().to_string(),
+            "data_dir": data_dir.display().to_string(),
             "keys": report.keys,
             "bytes": report.bytes,
             "revision": report.revision,

@@ -130,10 +130,7 @@ pub(in crate::cli) async fn import(session: &mut Session, args: &Import) -> Resu
     let upload = if from_stdin {
         Upload::from_reader(Counted::new(tokio::io::stdin(), None))
     } else {
-        let shown = args.file.display().to_string();
-        let file = tokio::fs::File::open(&args.file).await.map_err(|error| CliError::io(&shown, &error))?;
-        let total = file.metadata().await.ok().map(|metadata| metadata.len());
-        Upload::from_reader(Counted::new(file, total))
+        upload_of(&args.file).await?
     };
     // A stream can be sent once only: first find a member that answers.
     session.send(&Request::new(Method::Get, "/v1/status")).await?;
@@ -146,6 +143,14 @@ pub(in crate::cli) async fn import(session: &mut Session, args: &Import) -> Resu
         "imported {}, skipped {}, revision {}",
         result["imported"], result["skipped"], result["revision"]
     ))
+}
+
+/// A file's content, with its progress told.
+pub(super) async fn upload_of(path: &Path) -> Result<Upload, CliError> {
+    let shown = path.display().to_string();
+    let file = tokio::fs::File::open(path).await.map_err(|error| CliError::io(&shown, &error))?;
+    let total = file.metadata().await.ok().map(|metadata| metadata.len());
+    Ok(Upload::from_reader(Counted::new(file, total)))
 }
 
 /// An import is not atomic as a whole: what came before the failure is told.

@@ -121,6 +121,7 @@ impl Machine {
         }
         match command.get() {
             Command::Txn(_) | Command::Fenced { .. } => Err(Stop::invariant("not a command of its own")),
+            Command::Restore { .. } => Err(Stop::invariant("a restore stands alone in its entry")),
             Command::LeaseRevoke { id, reason } => self.revoke(*id, *reason, events),
             Command::LeaseGrant { id, ttl_ms } => self.grant(*id, *ttl_ms, None),
             Command::LeaseGrantLabelled { id, ttl_ms, label } => self.grant(*id, *ttl_ms, Some(label)),

@@ -281,6 +281,7 @@ impl Model {
                 }
                 Ok(Reply::Compact { compacted_revision: *revision, revision: current })
             }
+            Command::Restore { .. } => unreachable!("restores are not generated"),
             Command::SetQuota { bytes } => {
                 self.quota = *bytes;
                 Ok(Reply::Quota { bytes: *bytes })

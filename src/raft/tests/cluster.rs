@@ -103,7 +103,7 @@ impl Drop for Pump {
 pub(crate) struct Cluster {
     pub(crate) net: Arc<Net>,
     pub(crate) nodes: BTreeMap<MemberId, Node>,
-    disks: BTreeMap<MemberId, SimDisk>,
+    pub(crate) disks: BTreeMap<MemberId, SimDisk>,
     /// Drives member 1's log.
     pump: Pump,
     /// What member 1 is told of its disk.
@@ -116,6 +116,13 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(mutant: Option<Mutant>, publisher: impl Fn(MemberId) -> Arc<dyn Publisher>) -> Self {
+        Self::start_each(|_| mutant, publisher).await
+    }
+
+    pub(crate) async fn start_each(
+        mutant: impl Fn(MemberId) -> Option<Mutant>,
+        publisher: impl Fn(MemberId) -> Arc<dyn Publisher>,
+    ) -> Self {
         let net = Arc::new(Net::default());
         let stall = DiskStall::new(Arc::new(SystemClock::new()), Duration::from_millis(1200), None);
         let (mut nodes, mut disks, mut pump) = (BTreeMap::new(), BTreeMap::new(), None);
@@ -123,7 +130,8 @@ impl Cluster {
             let disk = SimDisk::new();
             let wire = Arc::new(Wire { net: net.clone(), from: id });
             let watched = (id == 1).then(|| stall.clone());
-            let options = Options { mutant, snapshot_log_bytes: u64::MAX, disk: watched, ..Options::new(id) };
+            let options =
+                Options { mutant: mutant(id), snapshot_log_bytes: u64::MAX, disk: watched, ..Options::new(id) };
             let open = |disk: &SimDisk, faults: &_| {
                 let threading = if id == 1 { Threading::Pumped } else { Threading::Own };
                 let (wal, recovered) = open_wal(disk, faults, threading);

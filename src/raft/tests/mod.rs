@@ -1,6 +1,7 @@
 //! Whole members in one process, over simulated disks and an in-memory transport.
 
 pub(crate) mod cluster;
+mod divergence;
 mod order;
 mod single;
 

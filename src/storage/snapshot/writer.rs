@@ -8,6 +8,7 @@ use crate::storage::disk::DiskFile;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -24,14 +25,21 @@ struct Temporary {
     file: Arc<dyn DiskFile>,
     offset: u64,
     buffer: Vec<u8>,
-    published: bool,
+    published: AtomicBool,
 }
 
 impl Temporary {
     fn create(inner: Arc<Inner>) -> Result<Self, Fault> {
         let path = inner.temporary_path();
         let file = inner.disk.create(&path).map_err(|error| Fault::io("create a snapshot", &error))?;
-        Ok(Self { inner, path, file, offset: 0, buffer: Vec::with_capacity(BUFFER_BYTES), published: false })
+        Ok(Self {
+            inner,
+            path,
+            file,
+            offset: 0,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            published: AtomicBool::new(false),
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
@@ -64,16 +72,16 @@ impl Temporary {
         flush_before_publishing(&*self.file)
     }
 
-    fn publish(mut self, meta: &SnapshotMeta) -> Result<SnapshotSummary, Fault> {
+    fn publish(&self, meta: &SnapshotMeta) -> Result<SnapshotSummary, Fault> {
         let summary = self.inner.publish(&self.path, meta)?;
-        self.published = true;
+        self.published.store(true, Ordering::SeqCst);
         Ok(summary)
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.published.load(Ordering::SeqCst) {
             // Best effort: what is left is removed at the next start. Gone already if the rename was done.
             drop(self.inner.disk.remove(&self.path));
         }
@@ -185,11 +193,21 @@ impl VerifiedImport {
         SnapshotReader::new(&self.file.file, self.file.path.display().to_string())
     }
 
+    /// Keeps it beside the snapshots, under its digest.
+    ///
+    /// # Errors
+    /// A fault of the disk.
+    pub fn stage(&self) -> Result<(), Fault> {
+        self.file.inner.stage(&self.file.path, &self.summary.digest)?;
+        self.file.published.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Makes it this member's newest snapshot.
     ///
     /// # Errors
     /// A fault of the disk, or if there is a newer one.
-    pub fn publish(self) -> Result<SnapshotSummary, Fault> {
+    pub fn publish(&self) -> Result<SnapshotSummary, Fault> {
         self.file.publish(&self.summary.meta)
     }
 }

@@ -39,10 +39,11 @@ pub(super) async fn rate_limits(run: &mut Run) {
 /// Every operation that changes the store obeys a fence, and does nothing when it does not hold.
 pub(super) async fn fences(run: &mut Run) {
     let before = run.send("GET", "/v1/hash", NO_HEADERS, "").await.json();
-    // Renewing changes nothing that a fence could guard, and the membership is no part of the store.
+    // Renewing changes nothing that a fence could guard, the membership is no part of the
+    // store, and a restore ends whatever a fence could stand for.
     let is_elsewhere = |operation: &Operation| {
         let id = operation.id.as_str();
-        matches!(id, "leaseKeepalive" | "leaseHold" | "leaderMove") || id.starts_with("member")
+        matches!(id, "leaseKeepalive" | "leaseHold" | "leaderMove" | "restore") || id.starts_with("member")
     };
     for operation in CONTRACT.operations.iter().filter(|operation| super::mutates(operation)) {
         let fenced = operation.parameters.iter().any(|parameter| parameter["name"] == json!("Tenure-Fence"));
