@@ -11,6 +11,7 @@
 mod cli;
 mod cluster;
 mod contract;
+mod etcd;
 mod follow;
 mod hostile;
 mod leases;
