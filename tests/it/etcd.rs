@@ -1,164 +1,139 @@
-//! The etcd door, driven by a client library that was written for etcd, and the gateway's JSON as it is
-//! on the wire.
+//! The etcd door over its JSON gateway, which calls the gRPC services in process: what it answers, and its
+//! JSON as it is on the wire. `scripts/etcd-clients.sh` drives gRPC itself with etcd's own client.
 
 use crate::support::Node;
-use etcd_client::{
-    Client, Compare, CompareOp, EventType, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp, WatchOptions,
-};
+use serde_json::Value;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(10);
 
-async fn client(node: &Node) -> Client {
-    Client::connect([node.url()], None).await.expect("a connection")
+async fn json(node: &Node, path: &str, body: &'static str) -> Value {
+    let (status, text) = post(node, path, body).await;
+    assert_eq!(status, 200, "{path} {body}: {text}");
+    serde_json::from_str(&text).unwrap()
 }
 
-/// The status text, by which etcd's clients tell errors apart.
-fn text(error: etcd_client::Error) -> String {
-    match error {
-        etcd_client::Error::GRpcStatus(status) => format!("{:?}: {}", status.code(), status.message()),
-        other => panic!("not a status: {other}"),
-    }
+/// The code and the text, by which etcd's clients tell errors apart.
+async fn error(node: &Node, path: &str, body: &'static str) -> (i64, String) {
+    let (status, text) = post(node, path, body).await;
+    assert_ne!(status, 200, "{path} {body}: {text}");
+    let error: Value = serde_json::from_str(&text).unwrap();
+    (error["code"].as_i64().unwrap(), error["message"].as_str().unwrap().to_owned())
 }
 
-#[tokio::test]
-async fn keys_are_put_ranged_and_deleted() {
-    let node = Node::start().await;
-    let mut client = client(&node).await;
-    for key in ["a", "b", "c"] {
-        client.put(key, "1", None).await.unwrap();
+/// So many lines of a streaming call.
+async fn lines(node: &Node, path: &str, body: &'static str, count: usize) -> Vec<Value> {
+    let mut answer = reqwest::Client::new().post(format!("{}{path}", node.url())).body(body).send().await.unwrap();
+    let mut text = String::new();
+    while text.lines().count() < count || !text.ends_with('\n') {
+        let chunk = tokio::time::timeout(WAIT, answer.chunk()).await.unwrap().unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
     }
-    let page = client.get("a", Some(GetOptions::new().with_range("z").with_limit(2))).await.unwrap();
-    assert_eq!((page.kvs().len(), page.count(), page.more()), (2, 3, true), "the count is of the whole range");
-    let old = client.put("a", "2", Some(PutOptions::new().with_prev_key())).await.unwrap();
-    assert_eq!(old.prev_key().unwrap().value(), b"1");
-    assert_eq!(client.get("a", Some(GetOptions::new().with_revision(2))).await.unwrap().kvs()[0].value(), b"1");
-    assert_eq!(client.delete("b", None).await.unwrap().deleted(), 1);
-    let future = client.get("a", Some(GetOptions::new().with_revision(99))).await.unwrap_err();
-    assert_eq!(text(future), "OutOfRange: etcdserver: mvcc: required revision is a future revision");
-    client.compact(5, None).await.unwrap();
-    let compacted = client.get("a", Some(GetOptions::new().with_revision(2))).await.unwrap_err();
-    assert_eq!(text(compacted), "OutOfRange: etcdserver: mvcc: required revision has been compacted");
-    assert_eq!(text(client.put("", "x", None).await.unwrap_err()), "InvalidArgument: etcdserver: key is not provided");
-    let missing = client.put("none", "x", Some(PutOptions::new().with_ignore_lease())).await.unwrap_err();
-    assert_eq!(text(missing), "InvalidArgument: etcdserver: key not found");
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[tokio::test]
 async fn kubernetes_creates_updates_and_deletes_by_mod_revision() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    let guarded = |revision| vec![Compare::mod_revision("k", CompareOp::Equal, revision)];
-    let create = Txn::new().when(guarded(0)).and_then([TxnOp::put("k", "1", None)]);
-    let created = client.txn(create.clone()).await.unwrap();
-    let revision = created.header().unwrap().revision();
-    assert!(created.succeeded());
-    assert!(!client.txn(create).await.unwrap().succeeded(), "it is there already");
-    let read = client.get("k", None).await.unwrap();
-    assert_eq!(read.kvs()[0].mod_revision(), revision, "the header tells the put's revision");
-    let stale =
-        Txn::new().when(guarded(revision - 1)).and_then([TxnOp::put("k", "2", None)]).or_else([TxnOp::get("k", None)]);
-    let refused = client.txn(stale).await.unwrap();
-    assert!(!refused.succeeded());
-    assert_eq!(refused.op_responses().len(), 1, "a failure holds the current value");
-    let gone = Txn::new().when(guarded(revision)).and_then([TxnOp::delete("k", None)]);
-    let gone = client.txn(gone).await.unwrap();
-    assert!(gone.succeeded() && gone.header().unwrap().revision() == revision + 1, "a delete takes a revision");
-    let twice = Txn::new().and_then([TxnOp::put("d", "1", None), TxnOp::delete("d", None)]);
-    let twice = text(client.txn(twice).await.unwrap_err());
-    assert_eq!(twice, "InvalidArgument: etcdserver: duplicate key given in txn request");
+    let create = r#"{"compare":[{"key":"aw==","target":"MOD","mod_revision":"0"}],
+        "success":[{"request_put":{"key":"aw==","value":"MQ=="}}]}"#;
+    let created = json(&node, "/v3/kv/txn", create).await;
+    assert_eq!((&created["succeeded"], &created["header"]["revision"]), (&true.into(), &"2".into()));
+    assert!(json(&node, "/v3/kv/txn", create).await.get("succeeded").is_none(), "it is there already");
+    let stale = r#"{"compare":[{"key":"aw==","target":"MOD","mod_revision":"1"}],
+        "success":[{"request_put":{"key":"aw==","value":"Mg=="}}],"failure":[{"request_range":{"key":"aw=="}}]}"#;
+    let refused = json(&node, "/v3/kv/txn", stale).await;
+    let current = &refused["responses"][0]["response_range"]["kvs"][0];
+    assert_eq!((&current["mod_revision"], &current["value"]), (&"2".into(), &"MQ==".into()));
+    let delete = r#"{"compare":[{"key":"aw==","target":"MOD","mod_revision":"2"}],
+        "success":[{"request_delete_range":{"key":"aw=="}}]}"#;
+    assert_eq!(json(&node, "/v3/kv/txn", delete).await["header"]["revision"], "3", "a delete takes a revision");
+    let twice = r#"{"success":[{"request_put":{"key":"aw=="}},{"request_delete_range":{"key":"aw=="}}]}"#;
+    let duplicate = (3, "etcdserver: duplicate key given in txn request".to_owned());
+    assert_eq!(error(&node, "/v3/kv/txn", twice).await, duplicate);
+    assert_eq!(error(&node, "/v3/kv/txn", r#"{"success":[{}]}"#).await.1, "etcdserver: key not found");
 }
 
 #[tokio::test]
-async fn a_watch_tells_every_event_with_what_was_before_and_its_progress() {
+async fn a_count_is_of_the_whole_range_and_old_revisions_end_at_compaction() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    client.put("w/a", "1", None).await.unwrap();
-    let options = WatchOptions::new().with_prefix().with_prev_key().with_start_revision(2);
-    let mut stream = client.watch("w/", Some(options)).await.unwrap();
-    client.put("w/a", "2", None).await.unwrap();
-    client.delete("w/a", None).await.unwrap();
-    let mut seen = Vec::new();
-    while seen.len() < 3 {
-        let message = tokio::time::timeout(WAIT, stream.message()).await.unwrap().unwrap().unwrap();
-        for event in message.events() {
-            let prev = event.prev_kv().map(|kv| kv.value().to_vec());
-            seen.push((event.event_type(), event.kv().unwrap().mod_revision(), prev));
-        }
+    for body in [r#"{"key":"YQ=="}"#, r#"{"key":"Yg=="}"#, r#"{"key":"Yw=="}"#] {
+        json(&node, "/v3/kv/put", body).await;
     }
-    let before = |text: &str| Some(text.as_bytes().to_vec());
-    assert_eq!(seen[0], (EventType::Put, 2, None));
-    assert_eq!(seen[1], (EventType::Put, 3, before("1")));
-    assert_eq!(seen[2], (EventType::Delete, 4, before("2")));
-    stream.request_progress().await.unwrap();
-    let progress = tokio::time::timeout(WAIT, stream.message()).await.unwrap().unwrap().unwrap();
-    assert_eq!((progress.watch_id(), progress.header().unwrap().revision()), (-1, 4));
+    let page = json(&node, "/v3/kv/range", r#"{"key":"YQ==","range_end":"eg==","limit":"2"}"#).await;
+    assert_eq!(page["kvs"].as_array().unwrap().len(), 2);
+    assert_eq!((&page["count"], &page["more"]), (&"3".into(), &true.into()));
+    json(&node, "/v3/kv/compaction", r#"{"revision":"4"}"#).await;
+    let compacted = error(&node, "/v3/kv/range", r#"{"key":"YQ==","revision":"2"}"#).await;
+    assert_eq!(compacted, (11, "etcdserver: mvcc: required revision has been compacted".to_owned()));
+    let future = error(&node, "/v3/kv/range", r#"{"key":"YQ==","revision":"99"}"#).await;
+    assert_eq!(future, (11, "etcdserver: mvcc: required revision is a future revision".to_owned()));
+    let lines = lines(&node, "/v3/watch", r#"{"create_request":{"key":"YQ==","start_revision":"2"}}"#, 2).await;
+    let (created, canceled) = (&lines[0]["result"], &lines[1]["result"]);
+    assert!(created["created"] == true && created.get("canceled").is_none(), "{created}");
+    assert_eq!((&canceled["canceled"], &canceled["compact_revision"]), (&true.into(), &"4".into()));
+    assert!(canceled["header"].get("revision").is_none(), "{canceled}");
+    let missing = error(&node, "/v3/kv/put", r#"{"key":"eA==","ignore_lease":true}"#).await;
+    assert_eq!(missing, (3, "etcdserver: key not found".to_owned()));
 }
 
 #[tokio::test]
-async fn a_watch_from_a_compacted_revision_is_created_and_then_canceled_with_it() {
+async fn a_watch_tells_what_was_before_and_progress_never_overtakes_it() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    for value in ["1", "2", "3", "4"] {
-        client.put("w", value, None).await.unwrap();
+    for body in [r#"{"key":"dw==","value":"MQ=="}"#, r#"{"key":"dw==","value":"Mg=="}"#] {
+        json(&node, "/v3/kv/put", body).await;
     }
-    client.compact(4, None).await.unwrap();
-    let mut stream = client.watch("w", Some(WatchOptions::new().with_start_revision(2))).await.unwrap();
-    let canceled = tokio::time::timeout(WAIT, stream.message()).await.unwrap().unwrap().unwrap();
-    assert!(canceled.canceled() && canceled.compact_revision() == 4 && canceled.events().is_empty());
-    let mut stream = client.watch("w", Some(WatchOptions::new().with_start_revision(4))).await.unwrap();
-    let first = tokio::time::timeout(WAIT, stream.message()).await.unwrap().unwrap().unwrap();
-    assert_eq!(first.events()[0].kv().unwrap().mod_revision(), 4, "the compacted revision itself is there");
+    json(&node, "/v3/kv/deleterange", r#"{"key":"dw=="}"#).await;
+    let body = r#"{"create_request":{"key":"dw==","start_revision":"2","prev_kv":true}}{"progress_request":{}}"#;
+    let lines = lines(&node, "/v3/watch", body, 3).await;
+    let events = lines[1]["result"]["events"].as_array().unwrap();
+    assert_eq!(events.len(), 3);
+    assert!(events[0].get("prev_kv").is_none());
+    assert_eq!(events[1]["prev_kv"]["value"], "MQ==");
+    assert_eq!((&events[2]["type"], &events[2]["prev_kv"]["value"]), (&"DELETE".into(), &"Mg==".into()));
+    let progress = &lines[2]["result"];
+    assert_eq!((&progress["watch_id"], &progress["header"]["revision"]), (&"-1".into(), &"4".into()));
 }
 
 #[tokio::test]
 async fn leases_are_raised_to_two_seconds_and_take_their_keys_with_them() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    let lease = client.lease_grant(1, Some(LeaseGrantOptions::new().with_id(7))).await.unwrap();
-    assert_eq!((lease.id(), lease.ttl()), (7, 2));
-    client.put("l", "1", Some(PutOptions::new().with_lease(7))).await.unwrap();
-    let (mut keeper, mut answers) = client.lease_keep_alive(7).await.unwrap();
-    keeper.keep_alive().await.unwrap();
-    assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 2);
-    client.lease_revoke(7).await.unwrap();
-    assert_eq!(client.get("l", None).await.unwrap().count(), 0);
-    assert_eq!(client.lease_time_to_live(7, None).await.unwrap().ttl(), -1);
-    keeper.keep_alive().await.unwrap();
-    assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 0, "and the stream lives on");
-    let unknown = text(client.lease_revoke(7).await.unwrap_err());
-    assert_eq!(unknown, "NotFound: etcdserver: requested lease not found");
+    assert_eq!(json(&node, "/v3/lease/grant", r#"{"TTL":"1","ID":"7"}"#).await["TTL"], "2");
+    json(&node, "/v3/kv/put", r#"{"key":"bA==","lease":"7"}"#).await;
+    let kept = lines(&node, "/v3/lease/keepalive", r#"{"ID":"7"}{"ID":"8"}"#, 2).await;
+    assert_eq!(kept[0]["result"]["TTL"], "2");
+    assert!(kept[1]["result"].get("TTL").is_none(), "an unknown one has none, and the stream lives on");
+    json(&node, "/v3/lease/revoke", r#"{"ID":"7"}"#).await;
+    assert!(json(&node, "/v3/kv/range", r#"{"key":"bA=="}"#).await.get("count").is_none());
+    assert_eq!(json(&node, "/v3/lease/timetolive", r#"{"ID":"7"}"#).await["TTL"], "-1");
+    assert_eq!(error(&node, "/v3/lock/lock", r#"{"name":"bA==","lease":"7"}"#).await.0, 2, "unknown, as etcd says");
 }
 
 #[tokio::test]
-async fn locks_and_elections_exclude_each_other_and_those_of_rest() {
+async fn locks_of_etcds_clients_and_of_rest_exclude_each_other() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    let held = client.lock("_tenure/locks/deploy", None).await.unwrap();
+    // _tenure/locks/deploy
+    let name = r#"{"name":"X3RlbnVyZS9sb2Nrcy9kZXBsb3k="}"#;
+    let held = json(&node, "/v3/lock/lock", name).await;
+    assert!(held["key"].as_str().unwrap().starts_with("X3RlbnVyZS9sb2Nrcy9kZXBsb3kv"), "{held}");
     let rest = reqwest::Client::new().post(format!("{}/v1/locks/deploy?ttl=10s", node.url())).send().await.unwrap();
     assert_eq!(rest.status(), 409, "REST sees who holds it");
-    let mut other = client.clone();
-    let waiter = tokio::spawn(async move { other.lock("_tenure/locks/deploy", None).await.unwrap() });
-    client.unlock(held.key()).await.unwrap();
-    let next = tokio::time::timeout(WAIT, waiter).await.unwrap().unwrap();
-    assert_ne!(next.key(), held.key());
-    let lease = client.lease_grant(30, None).await.unwrap().id();
-    let won = client.campaign("e", "me", lease).await.unwrap();
-    assert_eq!(client.leader("e").await.unwrap().kv().unwrap().value(), b"me");
-    assert!(won.leader().unwrap().key().starts_with(b"e/"));
+    json(&node, "/v3/lease/grant", r#"{"TTL":"30","ID":"9"}"#).await;
+    let won = json(&node, "/v3/election/campaign", r#"{"name":"ZQ==","lease":"9","value":"bWU="}"#).await;
+    assert_eq!(won["leader"]["key"], "ZS85", "e/9");
+    assert_eq!(json(&node, "/v3/election/leader", r#"{"name":"ZQ=="}"#).await["kv"]["value"], "bWU=");
 }
 
 #[tokio::test]
 async fn the_members_status_is_what_kubernetes_asks_for() {
     let node = Node::start().await;
-    let mut client = client(&node).await;
-    let status = client.status().await.unwrap();
-    let version: Vec<u32> = status.version().split('.').map(|part| part.parse().unwrap()).collect();
-    assert!(version >= vec![3, 6, 0], "{version:?}");
-    assert_eq!(client.member_list().await.unwrap().members().len(), 1);
-    client.defragment().await.unwrap();
-    let refused = text(client.authenticate("root".into(), "x".into()).await.unwrap_err());
-    assert_eq!(refused, "FailedPrecondition: etcdserver: authentication is not enabled");
+    let status = json(&node, "/v3/maintenance/status", "{}").await;
+    let version = status["version"].as_str().unwrap().split('.').map(|part| part.parse().unwrap());
+    assert!(version.collect::<Vec<u32>>() >= vec![3, 6, 0], "{status}");
+    assert_eq!(json(&node, "/v3/cluster/member/list", "{}").await["members"].as_array().unwrap().len(), 1);
+    json(&node, "/v3/maintenance/defragment", "{}").await;
+    let refused = error(&node, "/v3/auth/authenticate", r#"{"name":"root","password":"x"}"#).await;
+    assert_eq!(refused, (9, "etcdserver: authentication is not enabled".to_owned()));
 }
 
 async fn post(node: &Node, path: &str, body: &'static str) -> (u16, String) {
@@ -184,20 +159,4 @@ async fn the_gateways_json_is_protobufs() {
     let got = reqwest::get(format!("{}/v3/kv/range", node.url())).await.unwrap();
     assert_eq!(got.status(), 405);
     assert!(got.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
-}
-
-#[tokio::test]
-async fn a_streaming_call_of_the_gateway_gives_a_line_for_each_message() {
-    let node = Node::start().await;
-    post(&node, "/v3/kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#).await;
-    let body = r#"{"create_request":{"key":"Zm9v","start_revision":"2"}}{"create_request":{"key":"Zm9v"}}"#;
-    let mut answer = reqwest::Client::new().post(format!("{}/v3/watch", node.url())).body(body).send().await.unwrap();
-    let mut text = String::new();
-    while text.lines().count() < 3 || !text.ends_with('\n') {
-        let chunk = tokio::time::timeout(WAIT, answer.chunk()).await.unwrap().unwrap().unwrap();
-        text.push_str(std::str::from_utf8(&chunk).unwrap());
-    }
-    assert!(text.lines().all(|line| line.starts_with(r#"{"result":{"header":{"#)), "{text}");
-    assert_eq!(text.matches(r#""created":true"#).count(), 2, "{text}");
-    assert!(text.contains(r#""events":[{"kv":{"key":"Zm9v""#), "{text}");
 }
