@@ -32,6 +32,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["src/storage/sled.rs", "src/storage/sled/"]),
     ("axum", &["src/api/"]),
     ("tonic", &["src/api/etcd/", "src/peer/", "src/client/"]),
+    ("tonic_reflection", &["src/api/etcd/"]),
+    ("prost", &["src/api/etcd/"]),
+    ("prost_reflect", &["src/api/etcd/"]),
     ("tower", &["src/api/", "src/net/"]),
     ("tower_http", &["src/api/"]),
     ("hyper", &["src/net/", "src/api/"]),
@@ -84,6 +87,7 @@ const DETERMINISTIC: &[&str] = &["src/model/", "src/storage/", "src/machine/"];
 const TOP_LEVEL: &[&str] = &[
     "Cargo.toml",
     "Cargo.lock",
+    "build.rs",
     "src",
     "openapi.yaml",
     "tests",

@@ -139,12 +139,16 @@ fn is_same(origin: &HeaderValue, parts: &Parts) -> bool {
 mod tests {
     use super::*;
     use hyper::Request;
+    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn options(listen: &str) -> Options {
         Options {
             listen: listen.parse().unwrap(),
             cors_origins: vec!["https://console.example".to_owned()],
             request_bytes_max: 1,
+            etcd: crate::api::EtcdOptions { progress_every: SECOND, leader_patience: SECOND },
             config: tokio::sync::watch::channel(serde_json::Value::Null).1,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::body::Body;
 use super::call::{Call, Outcome, Reply};
+use super::etcd::{self, Etcd};
 use super::problem::{Around, Problem};
 use super::routes::{Found, Operation, ROUTES};
 use super::status::Code;
@@ -33,8 +34,11 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The label values of `HttpMetrics`: one per route, then one for what no route took.
 #[must_use]
 pub fn operation_ids() -> Vec<&'static str> {
-    ROUTES.iter().map(|route| route.operation_id).chain(["none"]).collect()
+    ROUTES.iter().map(|route| route.operation_id).chain(["none", ETCD_GRPC, ETCD_GATEWAY]).collect()
 }
+
+const ETCD_GRPC: &str = "etcdGrpc";
+const ETCD_GATEWAY: &str = "etcdGateway";
 
 /// What the listener calls with each request: the router of everything this member serves over HTTP.
 pub fn handler<B>(
@@ -44,11 +48,51 @@ where
     B: hyper::body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<axum::BoxError>,
 {
-    let router = super::routes::router(handle).with_state(state);
+    let door = Arc::new(Etcd::new(Arc::clone(&state)));
+    let router = super::routes::router(handle).with_state(Arc::clone(&state));
     move |request| {
-        let answer = router.clone().oneshot(request.map(axum::body::Body::new));
+        let request = request.map(axum::body::Body::new);
+        if etcd::is_grpc(request.headers()) {
+            return Box::pin(etcd_grpc(Arc::clone(&state), Arc::clone(&door), request));
+        }
+        if etcd::is_gateway(request.uri().path()) {
+            return Box::pin(etcd_gateway(Arc::clone(&state), Arc::clone(&door), request));
+        }
+        let answer = router.clone().oneshot(request);
         Box::pin(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
     }
+}
+
+async fn etcd_grpc(state: Arc<State>, door: Arc<Etcd>, request: Request) -> Response {
+    let started = state.clock.monotonic();
+    let answer = AssertUnwindSafe(door.grpc(request)).catch_unwind().await;
+    let answer = answer.unwrap_or_else(|_| panicked(&state, ETCD_GRPC, Etcd::grpc_panicked()));
+    state.http.observe(ROUTES.len() + 1, answer.status().as_u16(), state.clock.monotonic().saturating_sub(started));
+    answer
+}
+
+async fn etcd_gateway(state: Arc<State>, door: Arc<Etcd>, request: Request) -> Response {
+    let started = state.clock.monotonic();
+    let (parts, body) = request.into_parts();
+    let origin = parts.headers.clone();
+    let mut answer = if let Err(problem) = browser::guard(&parts, &state.options) {
+        let request_id = request_id(&parts.headers, &state);
+        fail(&state, problem, &request_id, true, false).map(axum::body::Body::new)
+    } else if let Some(preflight) = browser::preflight(&parts, &state.options) {
+        preflight.map(axum::body::Body::new)
+    } else {
+        let answer = AssertUnwindSafe(door.gateway(Request::from_parts(parts, body))).catch_unwind().await;
+        answer.unwrap_or_else(|_| panicked(&state, ETCD_GATEWAY, Etcd::gateway_panicked()))
+    };
+    browser::share(&origin, &state.options, answer.headers_mut());
+    state.http.observe(ROUTES.len() + 2, answer.status().as_u16(), state.clock.monotonic().saturating_sub(started));
+    answer
+}
+
+fn panicked(state: &State, operation: &str, answer: Response) -> Response {
+    state.http.panicked();
+    tracing::error!(operation, "a handler panicked");
+    answer
 }
 
 /// Answers one request; never fails, and a handler's panic is a 500.

@@ -9,6 +9,7 @@ mod body;
 mod browser;
 mod call;
 mod dispatch;
+mod etcd;
 mod json;
 mod ops;
 mod problem;
@@ -39,8 +40,18 @@ pub struct Options {
     /// Origins of browser pages that may call, as `scheme://host[:port]`.
     pub cors_origins: Vec<String>,
     pub request_bytes_max: usize,
+    pub etcd: EtcdOptions,
     /// The effective settings for `/v1/config`, secrets masked.
     pub config: watch::Receiver<serde_json::Value>,
+}
+
+/// What only etcd's clients see of the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct EtcdOptions {
+    /// How often a watch that wants to hear of progress does.
+    pub progress_every: std::time::Duration,
+    /// How long a watch stream whose client needs a leader goes on without one.
+    pub leader_patience: std::time::Duration,
 }
 
 /// What every handler is given.

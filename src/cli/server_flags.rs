@@ -1,6 +1,6 @@
 //! The server's flags, made from the one list of its settings.
 
-use crate::node::config::{Config, ConfigError, KEYS, Layers, env_name};
+use crate::node::config::{Config, ConfigError, KEYS, Layers, env_name, etcd_flags};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,6 +45,11 @@ impl FromArgMatches for ServerFlags {
                 self.values.insert(key.name.to_owned(), values.join(","));
             }
         }
+        for name in etcd_flags() {
+            if let Some(value) = matches.get_one::<String>(name) {
+                self.values.insert(name.to_owned(), value.clone());
+            }
+        }
         Ok(())
     }
 }
@@ -58,7 +63,11 @@ impl clap::Args for ServerFlags {
             .hide_env_values(true)
             .value_parser(clap::value_parser!(PathBuf))
             .help("TOML file with settings [default: /etc/tenure/tenure.toml if there is one]");
-        KEYS.iter().fold(command.arg(file), |command, key| {
+        // What starts etcd starts this; people who begin here need not know those names.
+        let command = etcd_flags().fold(command.arg(file), |command, name| {
+            command.arg(Arg::new(name).long(name).hide(true).num_args(0..=1).default_missing_value("true"))
+        });
+        KEYS.iter().fold(command, |command, key| {
             let default = if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
             let reload = if key.live { " [SIGHUP reloads it]" } else { "" };
             let help = format!("{}{default} [env: {}]{reload}", key.help, env_name(key.name));

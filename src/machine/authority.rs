@@ -214,7 +214,7 @@ fn write(range: KeyRange, reads: bool, lease: LeaseChoice, need: &mut dyn FnMut(
     match lease {
         LeaseChoice::Attach(id) => need(Need::Lease(id)),
         LeaseChoice::Implicit { .. } => need(Need::Grant),
-        LeaseChoice::Detach | LeaseChoice::Keep => {}
+        LeaseChoice::Detach | LeaseChoice::Keep | LeaseChoice::KeepOfExisting => {}
     }
 }
 

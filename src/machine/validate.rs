@@ -135,7 +135,7 @@ fn written_key(key: &Bytes) -> Result<(), Rejection> {
 fn choice(choice: LeaseChoice) -> Result<(), Rejection> {
     match choice {
         LeaseChoice::Implicit { id, ttl_ms } => lease(id, ttl_ms),
-        LeaseChoice::Detach | LeaseChoice::Keep | LeaseChoice::Attach(_) => Ok(()),
+        LeaseChoice::Detach | LeaseChoice::Keep | LeaseChoice::KeepOfExisting | LeaseChoice::Attach(_) => Ok(()),
     }
 }
 

@@ -230,6 +230,8 @@ pub enum LeaseChoice {
     Attach(LeaseId),
     /// An implicit lease of this one key: granted with `id` and attached in the same command.
     Implicit { id: LeaseId, ttl_ms: u64 },
+    /// Keep what is attached now, as etcd's `ignore_lease`: the key must exist.
+    KeepOfExisting,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

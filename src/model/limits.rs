@@ -14,6 +14,12 @@ pub const CLAIM_WAIT_MAX_MS: u64 = 600_000;
 pub const ELECTION_VALUE_BYTES_MAX: usize = 4096;
 /// Fences around one write; more are refused.
 pub const FENCES_MAX: usize = 64;
+/// How long an etcd client that names no deadline waits, as etcd has it by default.
+pub const TIMEOUT_ETCD_MS: u64 = 7_000;
+/// Watches on one etcd stream; more are refused.
+pub const WATCHES_PER_STREAM_MAX: usize = 20_000;
+/// Answers of one etcd watch stream that its client has not taken yet; its watches wait.
+pub const WATCH_ANSWERS_AHEAD: usize = 16;
 /// How deep transactions may nest; deeper is refused.
 pub const TXN_DEPTH_MAX: usize = 32;
 /// Entries of one list page: asked for by default, and at most.

@@ -5,11 +5,13 @@
 //! which the rest of the process reads. Unknown keys are refused with a suggestion. It must not know
 //! the command line's library, nor read the environment or a terminal by itself.
 
+mod etcd;
 mod keys;
 pub mod parse;
 #[cfg(test)]
 mod tests;
 
+pub use etcd::etcd_flags;
 pub use keys::{KEYS, KeyDef};
 
 use crate::model::limits;
@@ -64,7 +66,7 @@ pub struct ConfigFile {
 pub struct Layers {
     /// By key name, as typed.
     pub flags: BTreeMap<String, String>,
-    /// The process's environment; what does not begin with `TENURE_` is ignored.
+    /// The process's environment; what does not begin with `TENURE_` or `ETCD_` is ignored.
     pub env: BTreeMap<String, String>,
     pub file: Option<ConfigFile>,
 }
@@ -127,14 +129,28 @@ impl Config {
                 Err(error) => problems.extend(error.problems),
             }
         }
-        let (from_env, warnings) = env_settings(&layers.env);
+        let (from_env, mut warnings) = env_settings(&layers.env);
+        let etcd = etcd::translate(&layers.flags, &layers.env);
+        overlay(&mut settings, etcd.env.clone(), Source::Env);
         overlay(&mut settings, from_env, Source::Env);
+        overlay(&mut settings, etcd.flags.clone(), Source::Flag);
         for (name, text) in layers.flags {
             match keys::find(&name) {
-                Some(key) => overlay(&mut settings, vec![(key.name, text)], Source::Flag),
+                Some(key) => {
+                    let text = etcd::shared_value(key.name, &text);
+                    overlay(&mut settings, vec![(key.name, text)], Source::Flag);
+                }
+                None if etcd::is_flag(&name) => {}
                 None => problems.push(unknown_key(&name, "--")),
             }
         }
+        if etcd.joins() {
+            let text = |name| settings.get(name).map_or("", |setting: &Setting| setting.text.as_str());
+            let others = etcd::others(text("initial-cluster"), text("name"));
+            overlay(&mut settings, vec![("join", others), ("initial-cluster", String::new())], Source::Flag);
+        }
+        warnings.extend(etcd.warnings);
+        problems.extend(etcd.problems);
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
@@ -295,6 +311,7 @@ pub struct Checked {
     pub disk_reserve_bytes: u64,
     /// `None`: never.
     pub disk_stall_abort: Option<Duration>,
+    pub watch_progress_notify_interval: Duration,
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
     /// Directives `[target=]level`, separated by commas.
@@ -363,6 +380,7 @@ impl Check<'_> {
             max_request_bytes: usize::try_from(self.bytes("max-request-bytes", 1024, 64 << 20)).unwrap_or(usize::MAX),
             disk_reserve_bytes: self.bytes("disk-reserve-bytes", 0, u64::MAX),
             disk_stall_abort: self.disk_stall_abort(),
+            watch_progress_notify_interval: self.duration("watch-progress-notify-interval", Duration::from_millis(100)),
             shutdown_timeout: self.duration("shutdown-timeout", Duration::from_millis(100)),
             log_format: self.value("log-format", parse::log_format, LogFormat::Auto),
             log_level: self.value("log-level", parse::log_level, String::new()),

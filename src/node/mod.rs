@@ -242,6 +242,10 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         listen: listener.address(),
         cors_origins: config.cors_origin.clone(),
         request_bytes_max: config.max_request_bytes,
+        etcd: api::EtcdOptions {
+            progress_every: config.watch_progress_notify_interval,
+            leader_patience: config.election_timeout.max * 3,
+        },
         config: shown.subscribe(),
     };
     let reloaded = reload::Parts { settings, auto_compact, shown, logs: logs.clone(), service: service.clone(), disk };

@@ -217,7 +217,7 @@ impl Consensus {
         ));
         let state_machine = StateMachine { applier: applier.clone(), snapshots: snapshots.clone() };
         let directory = Directory::default();
-        let network = Network::new(transport.clone(), directory.clone());
+        let network = Network::new(transport.clone(), directory.clone(), log.clone());
         let raft = Raft::new(options.id, raft_config, network, log, state_machine)
             .await
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;

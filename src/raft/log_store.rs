@@ -74,6 +74,11 @@ impl LogStore {
         self.state.lock().purged.as_ref().map(position)
     }
 
+    /// True if the entry behind that one is no longer in the log.
+    pub(crate) fn is_purged_behind(&self, id: Option<LogId>) -> bool {
+        next_index(id) < next_index(self.state.lock().purged)
+    }
+
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         let entries = self.wal.read(from, to, max_bytes).map_err(io_error)?;
         entries.iter().map(|logged| entry::decode(&logged.bytes).map_err(io_error)).collect()
@@ -157,7 +162,13 @@ impl RaftLogReader<Types> for LogStore {
         if start >= end {
             return Ok(Vec::new());
         }
-        self.read(start, end, REPLICATE_BYTES)
+        let mut found = self.read(start, end, REPLICATE_BYTES)?;
+        // Purged while replication still meant to send it: none rather than such as begin later. The
+        // network then ends the stream (`is_purged_behind`), and the leader turns to a snapshot.
+        if found.first().is_some_and(|entry| entry.log_id.index != start) {
+            found.clear();
+        }
+        Ok(found)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

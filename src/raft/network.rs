@@ -5,6 +5,7 @@
 //! pre-vote would); appends of one stream are answered in order, and its answers end when it does.
 
 use super::divergence::Verdict;
+use super::log_store::LogStore;
 use super::members::Change;
 use super::snapshots::Stored;
 use super::transfer::{self, Purpose};
@@ -34,6 +35,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use thiserror::Error;
@@ -192,16 +194,17 @@ impl Directory {
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
     directory: Directory,
+    log: LogStore,
 }
 
 impl Network {
-    pub(crate) fn new(transport: Arc<dyn Transport>, directory: Directory) -> Self {
-        Self { transport, directory }
+    pub(crate) fn new(transport: Arc<dyn Transport>, directory: Directory, log: LogStore) -> Self {
+        Self { transport, directory, log }
     }
 
     fn client(&self, id: MemberId, member: &Member, append_lane: Lane) -> Client {
-        let (transport, directory) = (self.transport.clone(), self.directory.clone());
-        Client { transport, directory, id, member: member.clone(), append_lane }
+        let Self { transport, directory, log } = self.clone();
+        Client { transport, directory, log, id, member: member.clone(), append_lane }
     }
 }
 
@@ -224,6 +227,7 @@ impl RaftNetworkFactory<Types> for Network {
 pub(crate) struct Client {
     transport: Arc<dyn Transport>,
     directory: Directory,
+    log: LogStore,
     id: MemberId,
     /// As it was when the client was made.
     member: Member,
@@ -298,12 +302,20 @@ impl NetStreamAppend<Types> for Client {
     {
         #[cfg(feature = "mutants")]
         let (input, sent) = noted(input);
+        // Entries that have been purged since can't be sent any more. Heartbeats need none.
+        let (log, lane) = (self.log.clone(), self.append_lane);
+        let gap = Arc::new(AtomicBool::new(false));
+        let found = gap.clone();
+        let input = input.take_while(move |request| {
+            let is_gap = lane == Lane::Append && log.is_purged_behind(request.prev_log_id);
+            found.fetch_or(is_gap, Ordering::Relaxed);
+            std::future::ready(!is_gap)
+        });
         // What cannot be encoded ends the stream of requests, and with it that of the answers.
         let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
         let answers = self.transport.stream(self.peer(), self.append_lane, requests, option.soft_ttl());
-        let lane = self.append_lane;
         Box::pin(async move {
             let answers = match answers.await {
                 Ok(answers) => answers,
@@ -324,6 +336,11 @@ impl NetStreamAppend<Types> for Client {
                 let answers: RaftStream<'s, _> = Box::pin(taken_for_answers(sent, answers));
                 return Ok(answers);
             }
+            let ended = stream::once(async move {
+                let why = "entries to send have been purged";
+                gap.load(Ordering::Relaxed).then(|| Err(failed(TransportError::Failed(why.into()))))
+            });
+            let answers = answers.chain(ended.filter_map(std::future::ready));
             let answers: RaftStream<'s, _> = Box::pin(answers);
             Ok(answers)
         })

@@ -1,7 +1,8 @@
 //! The members: who they are, how they do, and changes of them. Members are named by name or by id.
 
 use super::{
-    Answer, ClusterMember, ClusterReply, Context, MemberPatch, MemberRole, MemberStanding, NewMember, Service,
+    Answer, ClusterMember, ClusterReply, Context, KnownMember, MemberPatch, MemberRole, MemberStanding, NewMember,
+    Service,
 };
 use crate::model::{Failure, Outcome, Rejection, Why, limits};
 use crate::raft::{About, Change, Member, MemberState};
@@ -32,6 +33,20 @@ impl Service {
             healthy: leads && all_up,
         };
         self.answer(self.header(), body, false)
+    }
+
+    /// The membership as this member knows it, by id; nobody is asked.
+    #[must_use]
+    pub fn members(&self) -> Vec<KnownMember> {
+        let voters = self.inner.parts.consensus.voters();
+        let known = |(id, member): (u64, Member)| KnownMember {
+            id,
+            name: member.name,
+            role: if voters.contains(&id) { MemberRole::Voter } else { MemberRole::Learner },
+            peer_url: member.peer_url,
+            client_url: member.client_url,
+        };
+        self.inner.parts.consensus.members().into_iter().map(known).collect()
     }
 
     /// One member.

@@ -31,7 +31,7 @@ pub struct LeaseState {
     /// Of one key, by a put with a TTL.
     pub implicit: bool,
     pub label: LeaseLabel,
-    /// If they were asked for: those that the caller may read, up to `LIST_PAGE_MAX`.
+    /// If they were asked for: those that the caller may read, up to the limit.
     pub keys: Option<Vec<Bytes>>,
 }
 
@@ -196,20 +196,19 @@ impl Service {
         }
     }
 
-    /// A lease with what is left of it.
+    /// A lease with what is left of it, and, if they are asked for, at most so many of its keys.
     pub async fn lease_info(
         &self,
         context: &Context,
         read: ReadOptions,
         id: LeaseId,
-        keys: bool,
+        keys: Option<usize>,
     ) -> Result<Answer<LeaseState>, Failure> {
         let (header, view) = self.view(context, read).await?;
         let Some(lease) = view.lease(id) else { return Err(Rejection::LeaseNotFound(id).into()) };
         let mut body = Self::lease_state(lease);
         self.fill_left(context, [(id, &mut body.remaining_ms)]).await?;
-        if keys {
-            let limit = usize::try_from(limits::LIST_PAGE_MAX).unwrap_or(usize::MAX);
+        if let Some(limit) = keys {
             body.keys = Some(view.lease_keys(&context.caller, id, limit));
         }
         Ok(self.answer(header, body, false))

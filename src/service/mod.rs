@@ -12,6 +12,7 @@ pub mod compactor;
 pub mod leader;
 mod leases;
 pub mod lessor;
+mod queues;
 mod ratelimits;
 mod reads;
 mod restore;
@@ -23,6 +24,7 @@ mod watch;
 pub use admission::Admission;
 pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
 pub use lessor::Lessor;
+pub use queues::{QueueEntry, QueueObserver, QueueRequest};
 pub use ratelimits::RateState;
 pub use restore::Upload;
 pub use types::*;
@@ -344,6 +346,17 @@ impl Service {
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         self.inner.parts.tasks.stopping()
+    }
+
+    /// Confirms that what this member has applied is what a linearizable read would see.
+    pub async fn confirm(&self, context: &Context) -> Result<(), Failure> {
+        self.barrier(context).await
+    }
+
+    /// Who leads, as far as this member knows.
+    #[must_use]
+    pub fn leader_id(&self) -> Option<u64> {
+        self.inner.parts.consensus.state().leader
     }
 
     async fn barrier(&self, context: &Context) -> Result<(), Failure> {

@@ -224,6 +224,16 @@ pub struct ClusterMember {
     pub db_bytes: Option<u64>,
 }
 
+/// A member as the membership has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownMember {
+    pub id: u64,
+    pub name: String,
+    pub role: MemberRole,
+    pub peer_url: String,
+    pub client_url: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterReply {
     pub id: u64,

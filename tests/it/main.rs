@@ -15,6 +15,7 @@ mod cluster;
 mod contract;
 mod deploy;
 mod dev;
+mod etcd;
 mod follow;
 mod hostile;
 mod leases;

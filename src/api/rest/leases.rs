@@ -122,7 +122,8 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let id = id_in_path(call)?;
     call.accepts(&["application/json"])?;
     let context = call.context(&query)?;
-    let keys = query.flag("keys")?;
+    let most = usize::try_from(LIST_PAGE_MAX).unwrap_or(usize::MAX);
+    let keys = query.flag("keys")?.then_some(most);
     let answer = call.state.service.lease_info(&context, read_options(&query)?, id, keys).await?;
     let mut json = Writer::with_capacity(160);
     write(&mut json, &answer.body);

@@ -65,6 +65,9 @@ impl Work<'_> {
     fn put(&mut self, put: &PutOp) -> Result<OpReply, Stop> {
         let indexed = self.indexed(&put.key);
         let old = live(indexed.as_ref());
+        if put.lease == LeaseChoice::KeepOfExisting && old.is_none() {
+            return Err(Rejection::KeyNotFound { key: put.key.clone() }.into());
+        }
         let prev = self.former(old, put.prev_kv)?;
         let (value, content_type) = if put.ignore_value {
             let old = old.ok_or_else(|| Rejection::KeyNotFound { key: put.key.clone() })?;

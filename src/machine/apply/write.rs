@@ -151,7 +151,7 @@ impl Work<'_> {
     pub(super) fn attach(&mut self, key: &Bytes, current: LeaseId, choice: LeaseChoice) -> Result<LeaseId, Stop> {
         let wanted = match choice {
             LeaseChoice::Detach => 0,
-            LeaseChoice::Keep => current,
+            LeaseChoice::Keep | LeaseChoice::KeepOfExisting => current,
             LeaseChoice::Attach(id) if id == 0 || self.machine.root.leases.contains_key(&id) => id,
             LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id).into()),
             LeaseChoice::Implicit { id, ttl_ms } => {

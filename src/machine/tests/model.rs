@@ -618,7 +618,7 @@ impl Run<'_> {
         let old = self.state.keys.get(key).cloned();
         let lease = match choice {
             LeaseChoice::Detach => 0,
-            LeaseChoice::Keep => old.as_ref().map_or(0, |old| old.lease),
+            LeaseChoice::Keep | LeaseChoice::KeepOfExisting => old.as_ref().map_or(0, |old| old.lease),
             LeaseChoice::Attach(id) if id == 0 || self.state.leases.contains_key(&id) => id,
             LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id)),
             LeaseChoice::Implicit { id, .. } if self.state.leases.contains_key(&id) => {

@@ -63,6 +63,12 @@ pub const KEYS: &[KeyDef] = &[
         "60s",
         "How long the disk may keep a write of the log unanswered before the process ends; 0 means never",
     ),
+    key(
+        "watch-progress-notify-interval",
+        "DURATION",
+        "10m",
+        "How often watches of etcd's clients that ask for it are told how far they are",
+    ),
     key("shutdown-timeout", "DURATION", "15s", "How long a graceful stop may take"),
     key("log-format", "auto|text|json", "auto", "Log lines; auto is text on a terminal, else JSON"),
     live("log-level", "LEVEL", "info", "error, warn, info, debug or trace; also target=level, separated by commas"),

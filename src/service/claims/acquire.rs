@@ -220,7 +220,7 @@ impl Service {
     }
 
     /// Runs to its end even if whoever asked goes away.
-    async fn detached<T: Send + 'static>(
+    pub(in crate::service) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {

@@ -1,0 +1,412 @@
+//! etcd's `Watch`: many watches on one stream.
+//!
+//! One task reads the requests; each watch has a task of its own, and all send into one bounded queue, in
+//! which the order of each watch is kept. Invariants: `created` comes before a watch's events and
+//! `canceled` after them; nothing is left out or split, except where the client asks for fragments; a
+//! word on progress never overtakes events of any watch that it speaks for.
+
+mod progress;
+
+use super::convert::{header, key_value, watched};
+use super::errors::{COMPACTED, NO_LEADER, STOPPED, known};
+use super::pb::etcdserverpb as pb;
+use super::pb::etcdserverpb::watch_create_request::FilterType;
+use super::pb::etcdserverpb::watch_request::RequestUnion;
+use super::pb::etcdserverpb::watch_server::Watch;
+use super::pb::mvccpb;
+use super::{Answers, Door};
+use crate::model::limits::{WATCH_ANSWERS_AHEAD, WATCHES_PER_STREAM_MAX};
+use crate::model::{EventKind, Failure, Rejection, Revision};
+use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
+use futures_util::{StreamExt, stream};
+use progress::{Told, Watches};
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming};
+
+/// How often the leader is looked for on behalf of a client that goes nowhere without one.
+const LEADER_LOOK: Duration = Duration::from_millis(100);
+/// Between looks for a watch that has not got as far as it was asked about.
+const PROGRESS_AGAIN: Duration = Duration::from_millis(2);
+/// How etcd names no watch at all.
+const NO_WATCH: i64 = -1;
+const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+const TOO_MANY: &str = "etcdserver: too many watches on one stream";
+
+type Out = mpsc::Sender<Result<pb::WatchResponse, Status>>;
+
+#[tonic::async_trait]
+impl Watch for Door {
+    type WatchStream = Answers<pb::WatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<pb::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let context = self.stream_context(&request)?;
+        let needs_leader = self.needs_leader(request.metadata());
+        let (out, mut answers) = mpsc::channel(WATCH_ANSWERS_AHEAD);
+        let ended = CancellationToken::new();
+        let session = Session {
+            door: self.clone(),
+            context,
+            out,
+            watches: Arc::new(Watches::default()),
+            ended: ended.clone(),
+            _guard: ended.drop_guard(),
+        };
+        // Watches the end of the member itself, to say so.
+        self.state.tasks.spawn("etcd watch stream", session.run(request.into_inner(), needs_leader));
+        Ok(Response::new(stream::poll_fn(move |cx| answers.poll_recv(cx)).boxed()))
+    }
+}
+
+/// One stream. Dropping it ends its watches.
+struct Session {
+    door: Door,
+    context: Context,
+    out: Out,
+    watches: Arc<Watches>,
+    ended: CancellationToken,
+    _guard: DropGuard,
+}
+
+/// The client has gone.
+struct Gone;
+
+impl Session {
+    async fn run(self, mut requests: Streaming<pb::WatchRequest>, needs_leader: bool) {
+        let stopping = self.door.service().stopping().clone();
+        let leaderless = self.leaderless(needs_leader);
+        tokio::pin!(leaderless);
+        let mut listening = true;
+        loop {
+            let request = tokio::select! {
+                request = requests.message(), if listening => request,
+                () = self.out.closed() => return,
+                () = &mut leaderless => return self.say_last(known(NO_LEADER)).await,
+                () = stopping.cancelled() => return self.say_last(known(STOPPED)).await,
+            };
+            let done = match request {
+                // It asks for nothing more, and still listens.
+                Ok(None) => {
+                    listening = false;
+                    Ok(())
+                }
+                Ok(Some(request)) => self.asked(request).await,
+                Err(_) => return,
+            };
+            if done.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn say_last(&self, status: Status) {
+        // A client that takes nothing is not waited for.
+        self.out.try_send(Err(status)).ok();
+    }
+
+    /// Ends once nobody has led for three election timeouts.
+    async fn leaderless(&self, needed: bool) {
+        if !needed {
+            return std::future::pending().await;
+        }
+        let most = self.door.state.options.etcd.leader_patience;
+        let mut missing = Duration::ZERO;
+        loop {
+            tokio::time::sleep(LEADER_LOOK).await;
+            missing = if self.door.has_leader() { Duration::ZERO } else { missing + LEADER_LOOK };
+            if missing >= most {
+                return;
+            }
+        }
+    }
+
+    async fn asked(&self, request: pb::WatchRequest) -> Result<(), Gone> {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.create(create).await,
+            Some(RequestUnion::CancelRequest(cancel)) => {
+                // One that is not known has ended already: nothing is said.
+                if let Some(ended) = self.watches.cancel(cancel.watch_id) {
+                    ended.cancelled().await;
+                    self.watches.forget(cancel.watch_id);
+                    self.settle().await?;
+                }
+                Ok(())
+            }
+            Some(RequestUnion::ProgressRequest(_)) => {
+                self.watches.ask(self.door.service().header().revision);
+                self.settle().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, answer: pb::WatchResponse) -> Result<(), Gone> {
+        self.out.send(Ok(answer)).await.map_err(|_| Gone)
+    }
+
+    async fn settle(&self) -> Result<(), Gone> {
+        match settle(&self.door, &self.watches, &self.out).await {
+            true => Ok(()),
+            false => Err(Gone),
+        }
+    }
+
+    async fn refuse(&self, watch_id: i64, reason: &str) -> Result<(), Gone> {
+        let answer = pb::WatchResponse {
+            header: Some(header(&self.door.service().header())),
+            watch_id,
+            created: true,
+            canceled: true,
+            cancel_reason: reason.to_owned(),
+            ..pb::WatchResponse::default()
+        };
+        self.send(answer).await
+    }
+
+    async fn create(&self, create: pb::WatchCreateRequest) -> Result<(), Gone> {
+        let asked = create.watch_id;
+        let Some(range) = watched(create.key, create.range_end) else {
+            return self.refuse(NO_WATCH, EMPTY_RANGE).await;
+        };
+        if self.watches.len() >= WATCHES_PER_STREAM_MAX {
+            return self.refuse(NO_WATCH, TOO_MANY).await;
+        }
+        let Some(id) = self.watches.choose(asked) else {
+            return self.refuse(NO_WATCH, DUPLICATE_ID).await;
+        };
+        let filtered = |kind: FilterType| create.filters.contains(&i32::from(kind));
+        let request = WatchRequest {
+            targets: vec![range],
+            start: if create.start_revision > 0 { WatchStart::At(create.start_revision) } else { WatchStart::Now },
+            initial: false,
+            on_compacted: OnCompacted::Fail,
+            kinds: Kinds { puts: !filtered(FilterType::Noput), deletes: !filtered(FilterType::Nodelete) },
+            prev: create.prev_kv,
+            keys_only: false,
+            progress_every: create.progress_notify.then_some(self.door.state.options.etcd.progress_every),
+            min_revision: None,
+        };
+        let at = header(&self.door.service().header());
+        let created = |watch_id| pb::WatchResponse { header: Some(at), watch_id, created: true, ..Default::default() };
+        match self.door.service().watch(&self.context, request).await {
+            Ok(answer) => {
+                // Before the client knows of it: no word on progress must overtake its events.
+                let (ask, cancel, ended) =
+                    (Arc::new(Notify::new()), self.ended.child_token(), CancellationToken::new());
+                self.watches.add(id, Arc::clone(&ask), cancel.clone(), ended.clone());
+                let begins = if create.start_revision > 0 { at } else { header(&answer.header) };
+                self.send(pb::WatchResponse { header: Some(begins), ..created(id) }).await?;
+                let followed = Followed {
+                    door: self.door.clone(),
+                    id,
+                    stream: answer.body,
+                    fragment: create.fragment,
+                    notify: create.progress_notify,
+                    ask,
+                    cancel,
+                    _ended: ended.drop_guard(),
+                    watches: Arc::clone(&self.watches),
+                    out: self.out.clone(),
+                };
+                self.door.state.tasks.spawn_until_stop("etcd watch", followed.run());
+                Ok(())
+            }
+            Err(Failure::Rejected(Rejection::Compacted { compacted, .. })) => {
+                self.send(created(id)).await?;
+                self.send(compacted_away(&self.door, id, compacted)).await
+            }
+            Err(failure) => self.refuse(NO_WATCH, self.door.failed(&failure).message()).await,
+        }
+    }
+}
+
+/// Says what is known of progress once every watch has answered; false if the client has gone.
+async fn settle(door: &Door, watches: &Watches, out: &Out) -> bool {
+    while let Some(revision) = watches.settled() {
+        if out.send(Ok(progress_of(door, NO_WATCH, revision))).await.is_err() {
+            return false;
+        }
+        watches.again(door.service().header().revision);
+    }
+    true
+}
+
+fn progress_of(door: &Door, watch_id: i64, revision: Revision) -> pb::WatchResponse {
+    let header = pb::ResponseHeader { revision, ..header(&door.service().header()) };
+    pb::WatchResponse { header: Some(header), watch_id, ..pb::WatchResponse::default() }
+}
+
+/// As etcd says it: without a revision in the header.
+fn compacted_away(door: &Door, watch_id: i64, compact_revision: Revision) -> pb::WatchResponse {
+    let header = pb::ResponseHeader { revision: 0, ..header(&door.service().header()) };
+    pb::WatchResponse {
+        header: Some(header),
+        watch_id,
+        canceled: true,
+        compact_revision,
+        cancel_reason: COMPACTED.1.to_owned(),
+        ..pb::WatchResponse::default()
+    }
+}
+
+/// One watch being followed.
+struct Followed {
+    door: Door,
+    id: i64,
+    stream: WatchStream,
+    fragment: bool,
+    notify: bool,
+    ask: Arc<Notify>,
+    cancel: CancellationToken,
+    /// Whoever cancels it waits for its last word.
+    _ended: DropGuard,
+    watches: Arc<Watches>,
+    out: Out,
+}
+
+impl Followed {
+    async fn run(mut self) {
+        loop {
+            let step = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => {
+                    let canceled = pb::WatchResponse {
+                        header: Some(header(&self.door.service().header())),
+                        watch_id: self.id,
+                        canceled: true,
+                        ..pb::WatchResponse::default()
+                    };
+                    self.out.send(Ok(canceled)).await.ok();
+                    return;
+                }
+                () = self.ask.notified() => {
+                    self.stream.request_progress();
+                    continue;
+                }
+                step = self.stream.next() => step,
+            };
+            let going_on = match step {
+                Some(WatchStep::Changes(changes)) => self.changes(changes).await,
+                Some(WatchStep::Progress(revision)) => self.progress(revision).await,
+                Some(WatchStep::Failed(failure)) => {
+                    self.failed(failure).await;
+                    false
+                }
+                // Nothing is listed on a watch that begins with changes.
+                Some(WatchStep::Listed(_) | WatchStep::Synced(_) | WatchStep::Reset(_)) => true,
+                None => false,
+            };
+            if !going_on {
+                self.watches.forget(self.id);
+                settle(&self.door, &self.watches, &self.out).await;
+                return;
+            }
+        }
+    }
+
+    async fn changes(&mut self, changes: Vec<Change>) -> bool {
+        let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
+        let events: Vec<mvccpb::Event> = changes.into_iter().flat_map(events_of).collect();
+        let at = pb::ResponseHeader { revision, ..header(&self.door.service().header()) };
+        let whole = pb::WatchResponse { header: Some(at), watch_id: self.id, events, ..pb::WatchResponse::default() };
+        let most = self.door.state.options.request_bytes_max;
+        if !self.fragment || whole.encoded_len() <= most {
+            return self.out.send(Ok(whole)).await.is_ok();
+        }
+        for part in fragments(whole, most) {
+            if self.out.send(Ok(part)).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn progress(&mut self, revision: Revision) -> bool {
+        match self.watches.told(self.id, revision) {
+            Told::NotAsked if self.notify => {
+                self.out.send(Ok(progress_of(&self.door, self.id, revision))).await.is_ok()
+            }
+            Told::NotAsked => true,
+            Told::NotYet => {
+                tokio::time::sleep(PROGRESS_AGAIN).await;
+                self.stream.request_progress();
+                true
+            }
+            Told::Noted => settle(&self.door, &self.watches, &self.out).await,
+        }
+    }
+
+    async fn failed(&mut self, failure: Failure) {
+        let answer = match failure {
+            Failure::Rejected(Rejection::Compacted { compacted, .. }) => compacted_away(&self.door, self.id, compacted),
+            failure => pb::WatchResponse {
+                header: Some(header(&self.door.service().header())),
+                watch_id: self.id,
+                canceled: true,
+                cancel_reason: self.door.failed(&failure).message().to_owned(),
+                ..pb::WatchResponse::default()
+            },
+        };
+        self.out.send(Ok(answer)).await.ok();
+    }
+}
+
+fn events_of(change: Change) -> impl Iterator<Item = mvccpb::Event> {
+    use mvccpb::event::EventType;
+    let Change { events, previous } = change;
+    let mut previous = previous.into_iter();
+    let events: Vec<_> = events.events.iter().cloned().collect();
+    events.into_iter().map(move |event| mvccpb::Event {
+        r#type: i32::from(match event.kind {
+            EventKind::Put => EventType::Put,
+            EventKind::Delete(_) => EventType::Delete,
+        }),
+        kv: Some(key_value(event.kv)),
+        prev_kv: previous.next().flatten().map(key_value),
+    })
+}
+
+/// Parts of at most about so many bytes, each of at least one event; all but the last say that more comes.
+fn fragments(whole: pb::WatchResponse, bytes_max: usize) -> Vec<pb::WatchResponse> {
+    let empty = pb::WatchResponse { events: Vec::new(), ..whole.clone() };
+    let mut parts = Vec::new();
+    let (mut part, mut bytes) = (empty.clone(), empty.encoded_len());
+    for event in whole.events {
+        let size = event.encoded_len() + 8;
+        if !part.events.is_empty() && bytes + size > bytes_max {
+            parts.push(pb::WatchResponse { fragment: true, ..std::mem::replace(&mut part, empty.clone()) });
+            bytes = empty.encoded_len();
+        }
+        bytes += size;
+        part.events.push(event);
+    }
+    parts.push(part);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fragments_hold_every_event_once_and_end_with_one_that_says_so() {
+        let event = |size: usize| {
+            let kv = mvccpb::KeyValue { value: vec![b'x'; size].into(), ..Default::default() };
+            mvccpb::Event { kv: Some(kv), ..Default::default() }
+        };
+        let events: Vec<_> = [10, 900, 50, 50, 2000, 1].map(event).into();
+        let whole = pb::WatchResponse { watch_id: 7, events: events.clone(), ..Default::default() };
+        let parts = fragments(whole, 1000);
+        let flags: Vec<bool> = parts.iter().map(|part| part.fragment).collect();
+        assert_eq!(flags, [true, true, true, false]);
+        assert!(parts.iter().all(|part| part.watch_id == 7 && !part.events.is_empty()));
+        assert_eq!(parts.into_iter().flat_map(|part| part.events).collect::<Vec<_>>(), events);
+    }
+}
