@@ -161,9 +161,11 @@ impl World {
         }
     }
 
+    /// The other members' wall clocks are right again: a term begins at the median of a quorum's, so while
+    /// a majority is an hour ahead, so is log time, and idempotency keys are rightly forgotten.
     pub(crate) fn step_wall(&mut self, id: MemberId, offset_ms: i64) {
-        if let Some(host) = self.hosts.get_mut(&id) {
-            host.step_wall(offset_ms);
+        for host in self.hosts.values_mut() {
+            host.step_wall(if host.id == id { offset_ms } else { 0 });
         }
     }
 
