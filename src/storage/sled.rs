@@ -10,10 +10,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A file fills up in steps of a segment, and keeps segments that are no less than half empty: with
-/// this size it takes about 1.9 times its content from 32 MiB on (with 8 MiB, three times at first). A
-/// quarter of it is the size above which a node of sixteen entries gets a file of its own.
-const SEGMENT_BYTES: usize = 2 << 20;
+/// A file fills up in steps of a segment, and keeps segments that are at least half full: with this size it
+/// takes about 1.8 times its content from 24 MiB on (with 8 MiB, three times at first). A quarter of it is
+/// the size above which a node of the tree gets a file of its own.
+const SEGMENT_BYTES: usize = 1 << 20;
 
 /// Tells apart the databases of one process: sled may remove a dropped one's directory late.
 static OPENED: AtomicU64 = AtomicU64::new(1);
