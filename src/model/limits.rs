@@ -65,7 +65,8 @@ pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
 pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;
 /// How long an engine call may take before the process ends.
 pub const ENGINE_WATCHDOG_S: u64 = 10;
-/// The cache of each of the engines under history, of which there are sixteen or so at most.
+/// The cache of each of the engines under history, of which there are sixteen or so at most. Beside it an
+/// engine keeps what it took in until it is full, and the pages of its last 256 reads.
 pub const ENGINE_CACHE_BYTES: u64 = 4 << 20;
 /// Idempotency records: kept this long in log time, this many, with answers up to this size.
 pub const IDEMPOTENCY_KEPT_MS: u64 = 600_000;

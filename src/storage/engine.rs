@@ -14,4 +14,8 @@ pub trait Engine: Debug + Send + Sync + 'static {
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault>;
     /// Bytes of the engine's files.
     fn disk_bytes(&self) -> Result<u64, Fault>;
+    /// Frees what it keeps in memory, as far as it can: nothing more will be put in.
+    fn let_go(&self) -> Result<(), Fault> {
+        Ok(())
+    }
 }

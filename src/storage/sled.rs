@@ -8,7 +8,8 @@ use crate::model::{Fault, limits};
 use bytes::Bytes;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A file fills up in steps of a segment, and keeps segments that are at least half full: with this size it
 /// takes about 1.8 times its content from 24 MiB on (with 8 MiB, three times at first). A quarter of it is
@@ -18,9 +19,21 @@ const SEGMENT_BYTES: usize = 1 << 20;
 /// Tells apart the databases of one process: sled may remove a dropped one's directory late.
 static OPENED: AtomicU64 = AtomicU64::new(1);
 
+/// sled takes note of 64 accesses to pages of one of its 256 cache shards before it evicts any, and never
+/// evicts the last. A leaf of our entries takes some 100 KiB and is accessed a few times: so it would stay.
+/// What drives such pages out are others that are small and accessed often, some in every shard: pages get
+/// their shards in turn, and ascending keys leave leaves of eight behind.
+const DECOY_KEYS: u16 = 8 * 288;
+const DECOY_STEP: usize = 8;
+const DECOY_ROUNDS: usize = 64;
+/// So many reads may have brought in as many pages.
+const READS_KEPT: u32 = 256;
+
 #[derive(Debug)]
 pub struct SledEngine {
     db: ::sled::Db,
+    decoys: OnceLock<::sled::Tree>,
+    reads: AtomicU32,
     /// Dropped after `db`.
     _files: Files,
 }
@@ -57,7 +70,30 @@ impl SledEngine {
             .flush_every_ms(None)
             .open()
             .map_err(|error| fault("open the engine", &error))?;
-        Ok(Self { db, _files: Files(path) })
+        Ok(Self { db, decoys: OnceLock::new(), reads: AtomicU32::new(0), _files: Files(path) })
+    }
+}
+
+impl SledEngine {
+    fn decoys(&self) -> ::sled::Result<&::sled::Tree> {
+        if let Some(decoys) = self.decoys.get() {
+            return Ok(decoys);
+        }
+        let decoys = self.db.open_tree("decoys")?;
+        for key in 0..DECOY_KEYS {
+            decoys.insert(key.to_be_bytes(), &[])?;
+        }
+        Ok(self.decoys.get_or_init(|| decoys))
+    }
+
+    fn drive_out(&self) -> ::sled::Result<()> {
+        let decoys = self.decoys()?;
+        for _ in 0..DECOY_ROUNDS {
+            for key in (0..DECOY_KEYS).step_by(DECOY_STEP) {
+                decoys.get(key.to_be_bytes())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -83,6 +119,9 @@ fn bytes(value: ::sled::IVec) -> Bytes {
 impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let found = self.db.get(key).map_err(|error| fault("read from the engine", &error))?;
+        if self.reads.fetch_add(1, Ordering::Relaxed) % READS_KEPT == READS_KEPT - 1 {
+            self.let_go()?;
+        }
         Ok(found.map(bytes))
     }
 
@@ -100,6 +139,10 @@ impl Engine for SledEngine {
 
     fn disk_bytes(&self) -> Result<u64, Fault> {
         self.db.size_on_disk().map_err(|error| fault("measure the engine's file", &error))
+    }
+
+    fn let_go(&self) -> Result<(), Fault> {
+        self.drive_out().map_err(|error| fault("empty the engine's cache", &error))
     }
 }
 
@@ -137,6 +180,48 @@ mod tests {
     fn it_keeps_the_contract_of_an_engine() {
         let dir = tempfile::tempdir().unwrap();
         suite::run(&SledEngine::fresh(&dir.path().join("db")).unwrap());
+    }
+
+    fn resident_bytes() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    }
+
+    /// In a process of its own, whose allocator gives back at once what is freed.
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn what_was_let_go_is_not_in_memory() {
+        let done = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "storage::sled::tests::alone_what_was_let_go_is_not_in_memory"])
+            .env("MALLOC_MMAP_THRESHOLD_", "8192")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "started by another test"]
+    fn alone_what_was_let_go_is_not_in_memory() {
+        const BATCHES: u64 = 200;
+        const EACH: u64 = 16;
+        let key = |id: u64| Bytes::copy_from_slice(&id.to_be_bytes());
+        let value = |id: u64| Bytes::from(vec![u8::try_from(id % 251).unwrap(); limits::BLOCK_BYTES_TARGET]);
+        let dir = tempfile::tempdir().unwrap();
+        let engine = SledEngine::fresh(&dir.path().join("db")).unwrap();
+        let before = resident_bytes();
+        for batch in 0..BATCHES {
+            engine.commit((batch * EACH..(batch + 1) * EACH).map(|id| (key(id), value(id))).collect()).unwrap();
+        }
+        let content = BATCHES * EACH * u64::try_from(limits::BLOCK_BYTES_TARGET).unwrap();
+        assert!(resident_bytes() - before > content / 2, "sled kept it: otherwise this test shows nothing");
+        engine.let_go().unwrap();
+        assert!(resident_bytes() - before < content / 3, "after it was let go");
+        for id in 0..BATCHES * EACH {
+            assert_eq!(engine.get(&key(id)).unwrap(), Some(value(id)));
+        }
+        assert!(resident_bytes() - before < content * 3 / 4, "after all of it was read");
     }
 
     #[test]

@@ -146,6 +146,10 @@ impl<E: Engine> Engine for Watched<E> {
     fn disk_bytes(&self) -> Result<u64, Fault> {
         self.call("disk_bytes", Engine::disk_bytes)
     }
+
+    fn let_go(&self) -> Result<(), Fault> {
+        self.call("let_go", Engine::let_go)
+    }
 }
 
 #[cfg(test)]

@@ -240,14 +240,16 @@ impl Shared {
             return Ok(());
         }
         let next = (rotation.factory)()?;
-        let mut state = self.state.lock();
-        if state.generations.newest.number == number {
-            let number = state.next_engine();
-            state.generations.begin(Generation::new(number, next));
-            let empty = state.generations.take_empty().collect::<Vec<_>>();
-            state.retired.extend(empty);
+        {
+            let mut state = self.state.lock();
+            if state.generations.newest.number == number {
+                let number = state.next_engine();
+                state.generations.begin(Generation::new(number, next));
+                let empty = state.generations.take_empty().collect::<Vec<_>>();
+                state.retired.extend(empty);
+            }
         }
-        Ok(())
+        engine.let_go()
     }
 
     /// Copies one chunk, if anything is to be copied.
