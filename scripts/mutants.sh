@@ -41,8 +41,8 @@ caught() {
 # simulation's own test.
 simulated() {
     if run "$1" --test sim seeds_keep_every_invariant; then fail "$1 survived the simulation"; fi
-    grep -q "VIOLATION $2" "$log" || fail "$1 failed the simulation for another reason than $2"
-    echo "caught: $1 by the simulation ($2)"
+    grep -q "VIOLATION ${2:-}" "$log" || fail "$1 failed the simulation for another reason than ${2:-a violation}"
+    echo "caught: $1 by the simulation${2:+ ($2)}"
 }
 
 cargo test --quiet --features mutants --lib --test faults --test sim --no-run

@@ -270,6 +270,7 @@ async fn a_lasting_command_is_restarted_or_signalled() {
         "trap 'echo told >>{path}' USR1; trap 'kill $!; exit 7' HUP; echo began >>{path}; while :; do sleep 60 & wait; done"
     );
     let run = ["--debounce", "10ms", "--grace", "100ms", "--", "sh", "-c", &script];
+    store.watched(0).await;
     let watch = Watch::start(&store.url, &[&["watch", "r", "--mode", "signal=USR1"], &run[..]].concat());
     logged(&log, 1).await;
     store.watched(1).await;
@@ -277,6 +278,7 @@ async fn a_lasting_command_is_restarted_or_signalled() {
     assert_eq!(logged(&log, 2).await, ["began", "told"]);
     // The command does not care for SIGTERM, as a shell that waits: it is killed after the grace.
     assert_eq!(watch.interrupt(Signal::TERM).await, 143);
+    store.watched(0).await;
     let watch = Watch::start(&store.url, &[&["watch", "r", "--mode", "signal=HUP"], &run[..]].concat());
     logged(&log, 3).await;
     store.watched(1).await;
