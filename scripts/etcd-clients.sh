@@ -45,4 +45,37 @@ expect started member list
 expect '' alarm list
 expect Finished defrag
 expect "$endpoint" endpoint hashkv
+# Users, roles and tokens; at the end authentication is off again.
+root=(--user root:rootpw)
+ann=(--user ann:annpw)
+expect 'User root created' user add root:rootpw
+expect 'etcdserver: user name already exists' user add root:rootpw
+expect 'Authentication Enabled' auth enable
+trap 'ctl "${root[@]}" auth disable >/dev/null 2>&1 || true' EXIT
+expect 'etcdserver: user name is empty' get "${prefix}a"
+expect 'etcdserver: authentication failed, invalid user ID or password' --user root:wrong get "${prefix}a"
+expect 'Role app created' "${root[@]}" role add app
+expect 'Role app updated' "${root[@]}" role grant-permission app readwrite --prefix "${prefix}"
+expect "[${prefix}, " "${root[@]}" role get app
+expect 'User ann created' "${root[@]}" user add ann:annpw
+expect 'Role app is granted to user ann' "${root[@]}" user grant-role ann app
+expect 'Roles: app' "${ann[@]}" user get ann
+expect OK "${ann[@]}" put "${prefix}mine" 1
+expect "${prefix}mine" "${ann[@]}" get --prefix "${prefix}mine"
+expect 'etcdserver: permission denied' "${ann[@]}" put elsewhere 1
+expect 'etcdserver: permission denied' "${ann[@]}" get --prefix ''
+expect 'etcdserver: permission denied' "${ann[@]}" user list
+expect 'etcdserver: permission denied' "${ann[@]}" auth disable
+expect 'etcdserver: permission denied' "${ann[@]}" compact 2
+expect held "${ann[@]}" lock "${prefix}lock" echo held
+expect 'Role app is revoked from user ann' "${root[@]}" user revoke-role ann app
+expect 'etcdserver: permission denied' "${ann[@]}" get "${prefix}mine"
+expect 'Password updated' "${root[@]}" user passwd ann --interactive=false <<<newpw
+expect 'etcdserver: authentication failed' "${ann[@]}" get "${prefix}mine"
+expect 'etcdserver: invalid auth management' "${root[@]}" user delete root
+expect 'Role app deleted' "${root[@]}" role delete app
+expect 'User ann deleted' "${root[@]}" user delete ann
+expect 'Authentication Disabled' "${root[@]}" auth disable
+expect 'User root deleted' user delete root
+ctl role delete root >/dev/null 2>&1 || true
 echo "etcdctl: all as expected"

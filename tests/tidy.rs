@@ -58,6 +58,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("postcard", &["src/model/codec.rs"]),
     ("quick_cache", &["src/machine/"]),
     ("imbl", &["src/machine/"]),
+    ("argon2", &["src/service/auth/"]),
     ("json_patch", &["src/machine/"]),
     ("mimalloc", &["src/main.rs"]),
 ];

@@ -28,6 +28,7 @@ pub(crate) struct Call {
     /// axum's body is not `Sync`, and handlers hold a `&Call` while they wait.
     pub(crate) body: Option<SyncWrapper<axum::body::Body>>,
     pub(crate) operation: Operation,
+    pub(crate) caller: Caller,
     /// Where `{key}` or `{id}` begins in the path.
     pub(crate) rest: usize,
     pub(crate) request_id: String,
@@ -80,7 +81,7 @@ impl Call {
         if timeout > max || timeout.is_zero() {
             return Err(Problem::parameter("timeout", format!("`timeout` is between 1ms and {}s", max.as_secs())));
         }
-        Ok(Context { caller: Caller::Anonymous, timeout, fences: super::rest::fence::of(self)? })
+        Ok(Context { caller: self.caller.clone(), timeout, fences: super::rest::fence::of(self)? })
     }
 
     /// A header's value as text; one that is not visible ASCII is refused, not skipped.

@@ -1,5 +1,6 @@
 //! From a request to its answer: guard, route, handler, and what every answer carries.
 
+use super::access::Credentials;
 use super::body::Body;
 use super::call::{Call, Outcome, Reply};
 use super::etcd::{self, Etcd};
@@ -8,8 +9,9 @@ use super::routes::{Found, Operation, ROUTES};
 use super::status::Code;
 use super::{State, browser, ops, rest};
 use crate::env::Entropy;
-use crate::model::ClaimKind;
-use crate::service::Header;
+use crate::model::limits::TIMEOUT_DEFAULT_MS;
+use crate::model::{Caller, ClaimKind, Failure};
+use crate::service::{Admits, Header};
 use axum::extract::Request;
 use axum::response::Response;
 use futures_util::FutureExt;
@@ -20,6 +22,7 @@ use hyper::{Method, StatusCode};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use sync_wrapper::SyncWrapper;
 use tower::ServiceExt;
 
@@ -103,9 +106,18 @@ async fn handle(state: Arc<State>, found: Found, request: Request) -> Response {
     let request_id = request_id(&parts.headers, &state);
     // The answer's headers depend on the request's Origin only when somebody listed origins.
     let origin = (!state.options.cors_origins.is_empty()).then(|| parts.headers.clone());
-    let (index, response) = match route(&parts, found, &state) {
-        Ok(Routed::Operation(operation, rest)) => {
+    let routed = match route(&parts, found, &state) {
+        Ok(Routed::Operation(operation, rest)) => match caller(&parts, operation, &state).await {
+            Ok(caller) => Ok(Routed::Operation(operation, (rest, caller))),
+            Err(failure) => Err((operation.index(), failure.into())),
+        },
+        Ok(Routed::Preflight(response)) => Ok(Routed::Preflight(response)),
+        Err(problem) => Err(problem),
+    };
+    let (index, response) = match routed {
+        Ok(Routed::Operation(operation, (rest, caller))) => {
             let call = Call {
+                caller,
                 state: Arc::clone(&state),
                 parts,
                 body: Some(SyncWrapper::new(body)),
@@ -138,13 +150,25 @@ async fn handle(state: Arc<State>, found: Found, request: Request) -> Response {
     response.map(axum::body::Body::new)
 }
 
-enum Routed {
-    Operation(Operation, usize),
+enum Routed<T> {
+    Operation(Operation, T),
     Preflight(hyper::Response<Body>),
 }
 
+/// Who asks, if such an operation may be asked for at all. What is open to anybody does not look.
+async fn caller(parts: &Parts, operation: Operation, state: &State) -> Result<Caller, Failure> {
+    let admits = operation.admits();
+    if admits == Admits::Anybody {
+        return Ok(Caller::Anonymous);
+    }
+    let credentials = Credentials::of(&parts.headers)?;
+    let caller = state.service.caller(credentials.shown()).await?;
+    state.service.admit_caller(&caller, admits, Duration::from_millis(TIMEOUT_DEFAULT_MS)).await?;
+    Ok(caller)
+}
+
 /// What is asked for, or why not, with the index of the metrics it counts to.
-fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed, (usize, Problem)> {
+fn route(parts: &Parts, found: Found, state: &State) -> Result<Routed<usize>, (usize, Problem)> {
     let index = match &found {
         Found::Operation { operation, .. } => operation.index(),
         Found::OtherMethods(_) | Found::Nothing => ROUTES.len(),

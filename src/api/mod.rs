@@ -5,6 +5,7 @@
 //! for a mutation that fails says whether it may have been applied. The routes are one table. It
 //! must not know raft, the machine or storage.
 
+mod access;
 mod body;
 mod browser;
 mod call;

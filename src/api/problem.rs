@@ -5,7 +5,7 @@ use super::json::{Writer, pretty};
 use super::status::{Applied, Code, verdict};
 use crate::model::{Failure, Rejection, Revision};
 use crate::service::Header;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 use std::borrow::Cow;
 
@@ -186,6 +186,10 @@ impl Problem {
         // A write that was not proposed in time may be sent again at once.
         if facts.retryable && !(around.mutates && self.0.code == Code::Timeout) {
             headers.insert(RETRY_AFTER, self.0.retry_after_s.unwrap_or(1).into());
+        }
+        if self.0.code == Code::Unauthenticated {
+            // Not Basic, which would make browsers ask for a password.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(allow) = self.0.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(ALLOW, allow);

@@ -2,7 +2,7 @@
 //! does not compile until it has its row here.
 
 use super::json::Writer;
-use crate::model::{Failure, Outcome, Rejection, Why};
+use crate::model::{AuthRefusal, Failure, Need, Outcome, Rejection, Why};
 
 /// The codes, and the list of all of them for the tests.
 macro_rules! codes {
@@ -77,6 +77,7 @@ codes! {
     WouldLoseQuorum,
     NotAVoter,
     BadSnapshot,
+    Unauthenticated,
 }
 
 /// What is known of a write that was not acknowledged.
@@ -183,6 +184,8 @@ impl Code {
             Self::BadSnapshot => {
                 row(400, "bad-snapshot", "Bad snapshot").hint("`tenure snapshot inspect FILE` says what is in a file")
             }
+            Self::Unauthenticated => row(401, "unauthenticated", "Not authenticated")
+                .hint("send `Authorization: Bearer TOKEN`, with a token of POST /v3/auth/authenticate, or a user and password as Basic"),
             Self::NotAVoter => row(409, "not-a-voter", "Not a voter").hint("promote the learner first"),
             Self::StorageFull => {
                 row(507, "storage-full", "Storage full").hint("delete keys or compact history; reads and deletes go on")
@@ -297,7 +300,14 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::DiskFull => Code::StorageFull,
         Rejection::IdempotencyKeyReused => Code::IdempotencyKeyReused,
         Rejection::IdempotencyTableFull => Code::Throttled,
-        Rejection::PermissionDenied => Code::Forbidden,
+        Rejection::PermissionDenied(need) => {
+            members.text("action", need.action());
+            if let Need::Read(range) | Need::Write(range) = need {
+                members.key(&range.start);
+            }
+            Code::Forbidden
+        }
+        Rejection::Auth(refusal) => unauthorized(refusal, members),
         Rejection::SharedLease { key, lease } => {
             members.key(key);
             members.text("lease", &format!("{lease:016x}"));
@@ -345,6 +355,32 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::BadSnapshot(_) => Code::BadSnapshot,
         Rejection::Invalid { field, problem: _ } => {
             members.text("parameter", field);
+            Code::InvalidParameter
+        }
+    }
+}
+
+fn unauthorized(refusal: &AuthRefusal, members: &mut Writer) -> Code {
+    match refusal {
+        AuthRefusal::NobodyGiven | AuthRefusal::InvalidToken | AuthRefusal::OldRevision | AuthRefusal::Failed => {
+            Code::Unauthenticated
+        }
+        AuthRefusal::TooMany { .. } => Code::Throttled,
+        // No request of REST's changes users or roles so far.
+        AuthRefusal::NotEnabled
+        | AuthRefusal::RootUserMissing
+        | AuthRefusal::RootRoleMissing
+        | AuthRefusal::RootIsNeeded
+        | AuthRefusal::UserNameEmpty
+        | AuthRefusal::RoleNameEmpty
+        | AuthRefusal::UserExists(_)
+        | AuthRefusal::UserNotFound(_)
+        | AuthRefusal::RoleExists(_)
+        | AuthRefusal::RoleNotFound(_)
+        | AuthRefusal::RoleNotGranted
+        | AuthRefusal::PermissionNotGranted
+        | AuthRefusal::BadPermission => {
+            members.text("parameter", "auth");
             Code::InvalidParameter
         }
     }
@@ -413,6 +449,7 @@ mod tests {
 409 would-lose-quorum
 409 not-a-voter
 400 bad-snapshot
+401 unauthenticated
 ";
 
     #[test]

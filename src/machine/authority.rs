@@ -2,24 +2,14 @@
 //!
 //! Invariants: `Authorized` can only be made here, and everything that touches keys, values or
 //! leases takes one, so no door can forget a nested transaction, a `prev_kv`, a compare or a lease.
-//! The policy is open for now: what a request needs is listed, and every need is granted.
+//! A request lists the rights it needs as a whole; whether its caller has them is decided by the tables as
+//! they are then, so no right outlives its revocation.
 
+use super::root::Root;
 use crate::model::{
-    Caller, Command, Compare, CompareTarget, Fence, KeyRange, LeaseChoice, LeaseId, Op, RangeOp, Rejection, Txn,
+    AuthCommand, AuthRefusal, Caller, Command, Compare, CompareTarget, Fence, KeyRange, LeaseChoice, Need, Op, RangeOp,
+    Rejection, Txn,
 };
-
-/// The auth tables.
-#[derive(Debug, Clone, Default)]
-pub struct AuthState {
-    policy: Policy,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-enum Policy {
-    /// Authorisation is off: everybody may do everything.
-    #[default]
-    Open,
-}
 
 /// Something that a caller was allowed to do.
 #[derive(Debug, Clone, Copy)]
@@ -77,50 +67,47 @@ pub(crate) enum Opened<'a> {
     Write(Authorized<&'a Op>),
 }
 
-/// One right that a request needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Need {
-    Read(KeyRange),
-    Write(KeyRange),
-    /// To attach keys to this lease, or to end it: for what is attached to it is deleted with it.
-    Lease(LeaseId),
-    /// To grant a lease.
-    Grant,
-    /// To change the store as a whole.
-    Administer,
-}
-
 /// Whatever can be asked for: it knows all the rights it needs.
 pub trait Request {
     fn needs(&self, need: &mut dyn FnMut(Need));
 }
 
-/// Grants `request` if its caller has every right it needs.
+/// Grants `request` if its caller is who it says and has every right it needs.
 ///
 /// # Errors
-/// `PermissionDenied` if one is missing.
-pub fn authorize<'a, T: Request + ?Sized>(
-    auth: &AuthState,
+/// `Auth` if nobody is named, or somebody who is void by now; `PermissionDenied` with the first right that is missing.
+pub(crate) fn authorize<'a, T: Request + ?Sized>(
+    root: &Root,
     caller: &Caller,
     request: &'a T,
 ) -> Result<Authorized<&'a T>, Rejection> {
-    let mut allowed = true;
-    // The open policy asks nothing, so listing the needs would only cost time.
-    if !auth.is_open() {
-        request.needs(&mut |need| allowed &= auth.allows(caller, &need));
+    let auth = &root.auth;
+    if !auth.enabled() {
+        return Ok(Authorized(request));
     }
-    if allowed { Ok(Authorized(request)) } else { Err(Rejection::PermissionDenied) }
-}
-
-impl AuthState {
-    fn is_open(&self) -> bool {
-        matches!(self.policy, Policy::Open)
-    }
-
-    fn allows(&self, _caller: &Caller, _need: &Need) -> bool {
-        match self.policy {
-            Policy::Open => true,
+    let (name, user) = match caller {
+        Caller::System => return Ok(Authorized(request)),
+        Caller::Anonymous => return Err(AuthRefusal::NobodyGiven.into()),
+        Caller::User { name, auth_revision } => {
+            let user = auth.user(name).ok_or(AuthRefusal::InvalidToken)?;
+            if *auth_revision < user.since {
+                return Err(AuthRefusal::OldRevision.into());
+            }
+            (name, user)
         }
+    };
+    if user.is_root() {
+        return Ok(Authorized(request));
+    }
+    let mut missing = None;
+    request.needs(&mut |need| {
+        if missing.is_none() && !auth.has((name, user), &need, &root.attached) {
+            missing = Some(need);
+        }
+    });
+    match missing {
+        Some(need) => Err(Rejection::PermissionDenied(need)),
+        None => Ok(Authorized(request)),
     }
 }
 
@@ -130,6 +117,7 @@ impl Request for Command {
             Self::Txn(txn) => txn.needs(need),
             Self::Compact { .. } | Self::RaiseFeatureLevel { .. } | Self::SetQuota { .. } => need(Need::Administer),
             Self::Restore { .. } => need(Need::Administer),
+            Self::Auth(command) => command.needs(need),
             Self::LeaseExpire { .. } | Self::LeaseCheckpoint { .. } => need(Need::Administer),
             Self::LeaseGrant { .. } | Self::LeaseGrantLabelled { .. } => need(Need::Grant),
             Self::LeaseRenew { id } => need(Need::Lease(*id)),
@@ -184,6 +172,20 @@ impl Request for Op {
 impl Request for RangeOp {
     fn needs(&self, need: &mut dyn FnMut(Need)) {
         need(Need::Read(self.range.clone()));
+    }
+}
+
+/// Tokens are issued and renewed by members, on behalf of who has shown a password or a token.
+impl Request for AuthCommand {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(Need::Administer);
+    }
+}
+
+/// What is not an operation on keys says what it needs itself.
+impl Request for Need {
+    fn needs(&self, need: &mut dyn FnMut(Need)) {
+        need(self.clone());
     }
 }
 

@@ -4,8 +4,9 @@
 //! trimmed, or on whether the state was restored. Every part is hashed with its kind in front and
 //! lengths before what varies, so that no two parts look alike.
 
+use super::auth::{Token, User};
 use super::root::Lease;
-use crate::model::{LeaseId, LeaseLabel, Revision};
+use crate::model::{LeaseId, LeaseLabel, PasswordHash, Permission, Revision, TokenHash};
 use crate::storage::record::Record;
 use twox_hash::XxHash3_128;
 
@@ -42,6 +43,10 @@ enum Kind {
     Lease,
     Attachment,
     Idempotency,
+    User,
+    Role,
+    Token,
+    AuthSettings,
 }
 
 struct Part {
@@ -56,6 +61,10 @@ impl Part {
             Kind::Lease => 2,
             Kind::Attachment => 3,
             Kind::Idempotency => 4,
+            Kind::User => 5,
+            Kind::Role => 6,
+            Kind::Token => 7,
+            Kind::AuthSettings => 8,
         };
         Self { bytes: vec![kind] }
     }
@@ -124,6 +133,46 @@ pub(crate) fn idempotency(scope: &[u8], fingerprint: &[u8], revision: Revision, 
         .number(at_ms.cast_signed())
         .field(outcome)
         .finish()
+}
+
+pub(crate) fn user(name: &str, user: &User) -> u128 {
+    let User { password, roles, since } = user;
+    let part = Part::new(Kind::User)
+        .field(name.as_bytes())
+        .number(i64::from(password.is_some()))
+        .field(password.as_ref().map_or("", PasswordHash::as_str).as_bytes())
+        .number(*since);
+    roles.iter().fold(part, |part, role| part.field(role.as_bytes())).finish()
+}
+
+pub(crate) fn role(name: &str, permissions: &[Permission]) -> u128 {
+    let part = Part::new(Kind::Role).field(name.as_bytes());
+    let permission = |part: Part, Permission { range, access }: &Permission| {
+        part.field(&range.start)
+            .number(i64::from(range.end.is_some()))
+            .field(range.end.as_deref().unwrap_or_default())
+            .number(i64::from(access.reads()) + 2 * i64::from(access.writes()))
+    };
+    permissions.iter().fold(part, permission).finish()
+}
+
+pub(crate) fn token(hash: &TokenHash, token: &Token) -> u128 {
+    let Token { user, revision, ttl_ms, ends_ms } = token;
+    Part::new(Kind::Token)
+        .field(hash.as_bytes())
+        .field(user.as_bytes())
+        .number(*revision)
+        .number(ttl_ms.cast_signed())
+        .number(ends_ms.cast_signed())
+        .finish()
+}
+
+/// Nothing for tables that nobody has changed: their states have the hash that they had before there were users.
+pub(crate) fn auth_settings(enabled: bool, revision: i64) -> u128 {
+    if !enabled && revision == 1 {
+        return 0;
+    }
+    Part::new(Kind::AuthSettings).number(i64::from(enabled)).number(revision).finish()
 }
 
 pub(crate) fn split(hash: u128) -> [u64; 2] {

@@ -5,6 +5,7 @@
 //! applies; what it needs stays in the block store until it is dropped; which records it holds
 //! depends on logical state only, not on what has been trimmed (how they are packed does).
 
+use super::auth::PortableAuth;
 #[cfg(feature = "mutants")]
 use super::hash;
 use super::root::{Lease, Numbers, Root, label_bytes};
@@ -29,6 +30,8 @@ pub(super) const END: u8 = 6;
 pub(super) const RECORDS: u8 = 7;
 /// 2 were leases before they had generations, in no release.
 pub(super) const LEASES: u8 = 8;
+/// Only where there are any: images without users are those of releases without them.
+pub(super) const AUTH: u8 = 9;
 
 /// Blocks aim at this many bytes; one huge record may take a block of its own.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -139,6 +142,8 @@ impl Image {
         emit(&block(HEADER, &header)?)?;
         let leases = root.leases.iter().map(PortableLease::of);
         let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
+        // The end's hash speaks for them.
+        table(AUTH, root.auth.portable(), PortableAuth::size, emit)?;
         let end = End {
             leases: table(LEASES, leases, PortableLease::size, emit)?,
             attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,

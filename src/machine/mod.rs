@@ -10,6 +10,7 @@
 //! deadlines, sockets or metrics.
 
 mod apply;
+mod auth;
 mod authority;
 mod hash;
 mod idempotency;
@@ -30,10 +31,11 @@ mod view;
 mod writer;
 
 pub use apply::{Applied, LeaseChange, Outcome};
-pub use authority::{AuthState, Authorized, Need, Request, authorize};
+pub use authority::{Authorized, Request};
 pub use image::Image;
+pub use root::AUTH_FEATURE_LEVEL;
 pub use validate::validate;
-pub use view::{LeaseInfo, Reader, Stats, View};
+pub use view::{Credentials, LeaseInfo, Reader, Stats, TokenInfo, View};
 pub use writer::{Machine, Options};
 
 use crate::model::{Failure, Fault, Rejection};

@@ -2,7 +2,7 @@
 //!
 //! Invariants: the revision rises past everything the former history can have reached, and all below
 //! counts as compacted, so that whoever remembers one of its revisions is refused instead of waiting
-//! in it; leases go with their keys, and idempotency records go, since nobody may own by a backup;
+//! in it; leases go with their keys, and idempotency records and tokens go, since nobody may own by a backup;
 //! every other key keeps its value, revisions and version.
 
 use super::apply::{Applied, LeaseChange, Outcome};
@@ -25,6 +25,7 @@ impl Machine {
         while root.idempotency.len() > 0 {
             root.idempotency.expire(u64::MAX, &mut root.sum);
         }
+        root.auth.drop_tokens(&mut root.sum);
         let revision = root.numbers.revision.checked_add(bump).filter(|revision| *revision < REVISION_END);
         let revision = revision.ok_or_else(|| Fault::Invariant("the revision cannot be raised any further".into()))?;
         root.numbers.revision = revision;
@@ -37,7 +38,8 @@ impl Machine {
     }
 
     /// Goes on with the state of a backup, at a revision above both histories. The quota, log time, the
-    /// feature level and the membership stay; leases, with their keys, and idempotency records are dropped.
+    /// feature level and the membership stay; users and roles are the backup's; leases, with their keys, tokens and
+    /// idempotency records are dropped.
     ///
     /// # Errors
     /// As `renew`.
@@ -45,12 +47,14 @@ impl Machine {
         let former = &self.root;
         let (now_ms, quota_bytes) = (former.numbers.now_ms.max(batch.proposed_at_ms), former.numbers.quota_bytes);
         let (feature_level, lease_starts) = (former.numbers.feature_level, former.lease_starts);
+        let auth_revision = former.auth.revision();
         let membership = former.membership.clone();
         let leases = former.leases.keys().map(|id| LeaseChange::Ended { id: *id }).collect();
         let above = former.numbers.revision.max(backup.root.numbers.revision) + 1;
         let revision = backup.renew(above - backup.root.numbers.revision, at, Bytes::new())?;
         let root = &mut backup.root;
         root.membership = membership;
+        root.auth.succeed(auth_revision, &mut root.sum);
         root.lease_starts = root.lease_starts.max(lease_starts);
         root.numbers.now_ms = root.numbers.now_ms.max(now_ms);
         root.numbers.quota_bytes = quota_bytes;

@@ -4,9 +4,10 @@
 //! state hash are checked, and what does not fit is a `Fault::Corrupt`; a restored machine has the
 //! hash and gives the answers of the one that was imaged.
 
+use super::auth::PortableAuth;
 use super::hash;
 use super::idempotency::Portable;
-use super::image::{ATTACHMENTS, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS};
+use super::image::{ATTACHMENTS, AUTH, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS};
 use super::index::{Head, History, Index, KeyRecord, Slot};
 use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
 use super::values::Values;
@@ -94,6 +95,9 @@ impl Restore {
             IDEMPOTENCY => codec::decode::<Vec<Portable>>("the image's idempotency records", &content)?
                 .into_iter()
                 .try_for_each(|record| self.root.idempotency.restore(record, &mut self.root.sum)),
+            AUTH => codec::decode::<Vec<PortableAuth>>("the image's users and roles", &content)?
+                .into_iter()
+                .try_for_each(|entry| self.root.auth.restore(entry, &mut self.root.sum).map_err(corrupt)),
             RECORDS => {
                 self.undecoded.push(content);
                 if self.undecoded.len() == DECODERS * BLOCKS_EACH { self.records() } else { Ok(()) }

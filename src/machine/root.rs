@@ -4,7 +4,7 @@
 //! never changes; roots are published only between batches. A record may be removed from the block
 //! store only when no root that indexes it is held by anybody (`Published::oldest_trimmed`).
 
-use super::authority::AuthState;
+use super::auth::{Attached, AuthState};
 use super::hash::Sum;
 use super::idempotency;
 use super::index::Index;
@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
 
 /// The commands and formats of this release.
-pub(crate) const FEATURE_LEVEL_MAX: u32 = 1;
+pub(crate) const FEATURE_LEVEL_MAX: u32 = AUTH_FEATURE_LEVEL;
+/// From this level on every member knows users, roles and tokens.
+pub const AUTH_FEATURE_LEVEL: u32 = 2;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
@@ -31,7 +33,7 @@ pub(crate) struct Root {
     /// How often a lease has been started in this store: each gets its own generation.
     pub(crate) lease_starts: u64,
     /// Which keys hang on a lease; the other direction is in each key's `Head`.
-    pub(crate) attached: OrdSet<(LeaseId, Bytes)>,
+    pub(crate) attached: Attached,
     pub(crate) idempotency: idempotency::Table,
     pub(crate) timeline: Timeline,
     pub(crate) auth: AuthState,

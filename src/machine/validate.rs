@@ -1,7 +1,10 @@
 //! What is wrong with a command whatever the state: decided before it is proposed, and again in apply.
 
+use super::auth::is_grantable;
 use crate::model::failure::TooMany;
-use crate::model::{Command, Fence, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits};
+use crate::model::{
+    AuthCommand, AuthRefusal, Command, Fence, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits,
+};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -36,6 +39,7 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
         }
         Command::TtlClear { key } => written_key(key),
         Command::Fenced { fences, command } => fenced(fences, command),
+        Command::Auth(command) => auth(command),
         Command::LeaseRevoke { .. }
         | Command::LeaseRenew { .. }
         | Command::Compact { .. }
@@ -43,6 +47,52 @@ pub fn validate(command: &Command) -> Result<(), Rejection> {
         | Command::Restore { .. }
         | Command::SetQuota { .. } => Ok(()),
     }
+}
+
+fn auth(command: &AuthCommand) -> Result<(), Rejection> {
+    let user = |name: &str| named("name", name, AuthRefusal::UserNameEmpty);
+    let role = |name: &str| named("role", name, AuthRefusal::RoleNameEmpty);
+    match command {
+        AuthCommand::UserAdd { name, .. }
+        | AuthCommand::UserDelete { name }
+        | AuthCommand::UserPassword { name, .. } => user(name),
+        AuthCommand::UserGrant { user: name, role: granted }
+        | AuthCommand::UserRevoke { user: name, role: granted } => {
+            user(name)?;
+            role(granted)
+        }
+        AuthCommand::RoleAdd { name } | AuthCommand::RoleDelete { name } => role(name),
+        AuthCommand::RoleGrant { role: name, permission } => {
+            role(name)?;
+            if is_grantable(&permission.range) { Ok(()) } else { Err(AuthRefusal::BadPermission.into()) }
+        }
+        AuthCommand::RoleRevoke { role: name, .. } => role(name),
+        AuthCommand::TokenIssue { user: name, ttl_ms, .. } => {
+            user(name)?;
+            let seconds = limits::AUTH_TOKEN_TTL_MIN_S..=limits::AUTH_TOKEN_TTL_MAX_S;
+            if seconds.contains(&(ttl_ms / 1000)) {
+                Ok(())
+            } else {
+                Err(invalid("ttl", "a token's TTL is up to 30 days"))
+            }
+        }
+        AuthCommand::TokensRenew { hashes } if hashes.len() > limits::AUTH_RENEWALS_MAX => {
+            Err(invalid("hashes", format!("more than {}", limits::AUTH_RENEWALS_MAX)))
+        }
+        AuthCommand::TokensRenew { .. } | AuthCommand::Enable | AuthCommand::Disable | AuthCommand::TokensExpire => {
+            Ok(())
+        }
+    }
+}
+
+fn named(field: &str, name: &str, empty: AuthRefusal) -> Result<(), Rejection> {
+    if name.is_empty() {
+        return Err(empty.into());
+    }
+    if name.len() > limits::AUTH_NAME_BYTES_MAX {
+        return Err(invalid(field, format!("a name has at most {} bytes", limits::AUTH_NAME_BYTES_MAX)));
+    }
+    Ok(())
 }
 
 fn fenced(fences: &[Fence], command: &Command) -> Result<(), Rejection> {

@@ -4,13 +4,15 @@
 //! removed from the store, so hold it for one answer, not for a stream. Every read of keys is
 //! authorised here.
 
+use super::auth::User;
 use super::authority::{Authorized, Request, authorize};
 use super::read::{self, Source};
 use super::root::{Lease, Published, Root};
 use crate::model::event::PrevRef;
 use crate::model::{
-    Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp, ListPage, LogPosition,
-    RangeOp, RangeReply, Rejection, Revision, RevisionEvents,
+    AuthRefusal, Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp, ListPage,
+    LogPosition, Need, PasswordHash, Permission, ROOT, RangeOp, RangeReply, Rejection, Revision, RevisionEvents,
+    TokenHash,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -77,6 +79,22 @@ pub struct LeaseInfo {
     pub label: Option<Arc<LeaseLabel>>,
 }
 
+/// A token that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenInfo {
+    pub caller: Caller,
+    pub ttl_ms: u64,
+    pub left_ms: u64,
+}
+
+/// What a user's password is compared with, and since which revision of users and roles it is that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// `None`: nobody can authenticate as this user by one.
+    pub password: Option<PasswordHash>,
+    pub since: i64,
+}
+
 impl LeaseInfo {
     fn of(id: LeaseId, lease: &Lease) -> Self {
         let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
@@ -90,7 +108,7 @@ impl View {
     }
 
     fn authorized<'a, T: Request>(&self, caller: &Caller, request: &'a T) -> Result<Authorized<&'a T>, Rejection> {
-        authorize(&self.root.auth, caller, request)
+        authorize(&self.root, caller, request)
     }
 
     #[must_use]
@@ -134,9 +152,9 @@ impl View {
     /// Whether `caller` may do this; watches ask it for their ranges, and writes before they are proposed.
     ///
     /// # Errors
-    /// `PermissionDenied`.
+    /// `PermissionDenied`, or `Auth` if the caller is nobody.
     pub fn allows(&self, caller: &Caller, request: &dyn Request) -> Result<(), Rejection> {
-        authorize(&self.root.auth, caller, request).map(|_| ())
+        authorize(&self.root, caller, request).map(|_| ())
     }
 
     /// # Errors
@@ -234,6 +252,70 @@ impl View {
             .take(limit)
             .cloned()
             .collect()
+    }
+
+    /// Whether authentication is on, and the revision of users and roles.
+    #[must_use]
+    pub fn auth(&self) -> (bool, i64) {
+        (self.root.auth.enabled(), self.root.auth.revision())
+    }
+
+    /// Whose token this is, if it has not run out.
+    #[must_use]
+    pub fn token(&self, hash: &TokenHash) -> Option<TokenInfo> {
+        let now_ms = self.now_ms();
+        self.root.auth.token(hash, now_ms).map(|token| TokenInfo {
+            caller: Caller::User { name: token.user.to_string(), auth_revision: token.revision },
+            ttl_ms: token.ttl_ms,
+            left_ms: token.ends_ms.saturating_sub(now_ms),
+        })
+    }
+
+    /// When the next token runs out, in log time.
+    #[must_use]
+    pub fn next_token_end_ms(&self) -> Option<u64> {
+        self.root.auth.next_end_ms()
+    }
+
+    /// What a password is compared with; `None` if there is no such user.
+    #[must_use]
+    pub fn credentials(&self, name: &str) -> Option<Credentials> {
+        let User { password, since, .. } = self.root.auth.user(name)?;
+        Some(Credentials { password: password.clone(), since: *since })
+    }
+
+    /// A user's roles.
+    ///
+    /// # Errors
+    /// As `allows`; `UserNotFound`.
+    pub fn user(&self, caller: &Caller, name: &str) -> Result<Vec<String>, Rejection> {
+        self.allows(caller, &Need::User(name.to_owned()))?;
+        let user = self.root.auth.user(name).ok_or_else(|| AuthRefusal::UserNotFound(name.to_owned()))?;
+        Ok(user.roles.iter().map(|role| role.to_string()).collect())
+    }
+
+    /// # Errors
+    /// As `allows`.
+    pub fn users(&self, caller: &Caller) -> Result<Vec<String>, Rejection> {
+        self.allows(caller, &Need::Administer)?;
+        Ok(self.root.auth.users().map(|name| name.to_string()).collect())
+    }
+
+    /// A role's permissions; `None` for `root`, which has all.
+    ///
+    /// # Errors
+    /// As `allows`; `RoleNotFound`.
+    pub fn role(&self, caller: &Caller, name: &str) -> Result<Option<Vec<Permission>>, Rejection> {
+        self.allows(caller, &Need::Role(name.to_owned()))?;
+        let role = self.root.auth.role(name).ok_or_else(|| AuthRefusal::RoleNotFound(name.to_owned()))?;
+        Ok((name != ROOT).then(|| role.permissions.clone()))
+    }
+
+    /// # Errors
+    /// As `allows`.
+    pub fn roles(&self, caller: &Caller) -> Result<Vec<String>, Rejection> {
+        self.allows(caller, &Need::Administer)?;
+        Ok(self.root.auth.roles().map(|name| name.to_string()).collect())
     }
 
     #[must_use]

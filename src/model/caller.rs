@@ -9,6 +9,7 @@ pub enum Caller {
     Anonymous,
     /// The cluster itself: lease expiry, automatic compaction.
     System,
-    /// A named user, authenticated at this revision of the auth tables.
+    /// A named user, authenticated at this revision of the auth tables: a later change of the user's
+    /// password, or another user of that name, makes it void.
     User { name: String, auth_revision: i64 },
 }

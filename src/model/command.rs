@@ -1,6 +1,6 @@
 //! What is asked: commands, the proposal that carries one, and the batch that is one log entry.
 
-use super::{Caller, Fence, KeyRange, LeaseId, Rate, Revision};
+use super::{AuthCommand, Caller, Fence, KeyRange, LeaseId, Rate, Revision};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,8 @@ pub enum Command {
     Restore {
         digest: [u8; 32],
     },
+    /// A change of users, roles or tokens.
+    Auth(AuthCommand),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

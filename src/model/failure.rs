@@ -1,7 +1,7 @@
 //! The three kinds of failure: rejected (the caller's doing, decided deterministically),
 //! unavailable (try elsewhere or later, with what is known of the write), fault (this member is broken).
 
-use super::{ClaimName, LeaseId, Revision};
+use super::{AuthRefusal, ClaimName, LeaseId, Need, Revision};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -21,6 +21,12 @@ impl Failure {
     #[must_use]
     pub fn not_proposed(why: Why) -> Self {
         Self::Unavailable { why, outcome: Outcome::NotProposed }
+    }
+}
+
+impl From<AuthRefusal> for Failure {
+    fn from(refusal: AuthRefusal) -> Self {
+        Self::Rejected(refusal.into())
     }
 }
 
@@ -102,8 +108,8 @@ pub enum Rejection {
     IdempotencyKeyReused,
     #[error("the table of idempotency keys is full")]
     IdempotencyTableFull,
-    #[error("permission denied")]
-    PermissionDenied,
+    #[error("permission denied: it takes {0}")]
+    PermissionDenied(Need),
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
     #[error("the key is attached to lease {lease:x}, which is not its own")]
@@ -132,6 +138,8 @@ pub enum Rejection {
     NotAVoter(String),
     #[error("not a usable snapshot: {0}")]
     BadSnapshot(String),
+    #[error(transparent)]
+    Auth(#[from] AuthRefusal),
 }
 
 /// Who holds instead of a fenced-off claim.

@@ -148,3 +148,29 @@ pub const STATE_MARKS_MAX: usize = 4096;
 pub const PEER_CONNECTIONS_MAX: usize = 256;
 /// Names of members; longer ones are refused.
 pub const MEMBER_NAME_BYTES_MAX: usize = 256;
+/// Users, roles, and roles of one user; more are refused.
+pub const AUTH_USERS_MAX: usize = 10_000;
+pub const AUTH_ROLES_MAX: usize = 10_000;
+pub const AUTH_USER_ROLES_MAX: usize = 256;
+/// Permissions of one role, and the bytes of their keys; more are refused.
+pub const AUTH_ROLE_PERMISSIONS_MAX: usize = 4_096;
+pub const AUTH_ROLE_BYTES_MAX: usize = 1 << 20;
+/// Names of users and roles; longer ones are refused.
+pub const AUTH_NAME_BYTES_MAX: usize = 256;
+/// Tokens of one user: another takes the place of the one that would run out first. Of all users: more are refused.
+pub const AUTH_USER_TOKENS_MAX: usize = 10_000;
+pub const AUTH_TOKENS_MAX: usize = 100_000;
+/// A token's TTL: at least and at most.
+pub const AUTH_TOKEN_TTL_MIN_S: u64 = 1;
+pub const AUTH_TOKEN_TTL_MAX_S: u64 = 30 * 24 * 3600;
+/// Used tokens waiting to be renewed on one member, which one proposal takes; more are renewed at their next use.
+pub const AUTH_RENEWALS_MAX: usize = 1_024;
+/// Passwords being hashed at once on one member, and waiting for it; more are refused (`throttled`).
+pub const AUTH_HASHES_AT_ONCE: usize = 1;
+pub const AUTH_HASHES_WAITING_MAX: usize = 64;
+/// A password's length in bytes; longer ones are refused.
+pub const AUTH_PASSWORD_BYTES_MAX: usize = 1_024;
+/// Passwords lately found right on one member, for Basic authentication with every request, and for how
+/// long; older ones are hashed again.
+pub const AUTH_REMEMBERED_MAX: usize = 1_024;
+pub const AUTH_REMEMBERED_S: u64 = 60;

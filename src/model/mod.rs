@@ -6,6 +6,7 @@
 //! goes into the Raft log and into snapshots with `postcard`: fields are never reordered, enum
 //! variants are only ever appended, and `codec` puts a version byte in front.
 
+pub mod auth;
 pub mod caller;
 pub mod claim;
 pub mod codec;
@@ -19,6 +20,7 @@ pub mod rate;
 pub mod read;
 pub mod reply;
 
+pub use auth::{Access, AuthCommand, AuthRefusal, Need, PasswordHash, Permission, ROOT, TokenHash};
 pub use caller::Caller;
 pub use claim::{ClaimKind, ClaimName, Fence};
 pub use command::{

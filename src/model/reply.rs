@@ -69,6 +69,11 @@ pub enum Reply {
     Restored {
         revision: Revision,
     },
+    /// Users or roles are as was asked, at this revision of theirs.
+    Auth {
+        auth_revision: i64,
+        revision: Revision,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

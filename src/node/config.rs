@@ -312,6 +312,7 @@ pub struct Checked {
     /// `None`: never.
     pub disk_stall_abort: Option<Duration>,
     pub watch_progress_notify_interval: Duration,
+    pub auth_token_ttl: Duration,
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
     /// Directives `[target=]level`, separated by commas.
@@ -381,6 +382,7 @@ impl Check<'_> {
             disk_reserve_bytes: self.bytes("disk-reserve-bytes", 0, u64::MAX),
             disk_stall_abort: self.disk_stall_abort(),
             watch_progress_notify_interval: self.duration("watch-progress-notify-interval", Duration::from_millis(100)),
+            auth_token_ttl: self.auth_token_ttl(),
             shutdown_timeout: self.duration("shutdown-timeout", Duration::from_millis(100)),
             log_format: self.value("log-format", parse::log_format, LogFormat::Auto),
             log_level: self.value("log-level", parse::log_level, String::new()),
@@ -474,6 +476,15 @@ impl Check<'_> {
             self.require(name, Err(format!("must be at least {min:?}")));
         }
         duration
+    }
+
+    fn auth_token_ttl(&mut self) -> Duration {
+        const NAME: &str = "auth-token-ttl";
+        let ttl = self.duration(NAME, Duration::from_secs(limits::AUTH_TOKEN_TTL_MIN_S));
+        if ttl > Duration::from_secs(limits::AUTH_TOKEN_TTL_MAX_S) {
+            self.require(NAME, Err("must be at most 720h".to_owned()));
+        }
+        ttl
     }
 
     /// 0 stands for never, so it is not held to the minimum.

@@ -26,7 +26,7 @@ use crate::net::{Limits, Listener, Security};
 use crate::peer::{self, Door, PeerTransport, Settings};
 use crate::raft::{Consensus, DiskStall, Options, Parts, Publisher, StartError};
 use crate::service::compactor::{self, AutoCompact};
-use crate::service::{self, Context, Lessor, Service, lessor};
+use crate::service::{self, Context, Lessor, Service, auth, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
 use config::{Checked, Forming};
@@ -229,7 +229,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         },
-        service::Options { member, admission_bytes: config.admission_bytes },
+        service::Options { member, admission_bytes: config.admission_bytes, token_ttl: config.auth_token_ttl },
     );
     let (settings, in_effect) = watch::channel(config.clone());
     let auto_compact = watch::channel(reload::auto_compact(&config)).0;
@@ -292,6 +292,7 @@ fn background(
     service: &Service,
     tasks: &TaskSet,
 ) {
+    tasks.spawn_until_stop("tokens", auth::run(service.clone()));
     tasks.spawn_until_stop("quota", quota(service.clone(), settings.clone()));
     tasks.spawn_until_stop("automatic compaction", compactor::run(service.clone(), auto_compact));
     let watch = disk_watch::run(service.clone(), tasks.clone(), settings.clone());
@@ -392,7 +393,12 @@ async fn until_told(
 #[expect(clippy::print_stderr, reason = "the one greeting of a server started by a person")]
 fn banner(config: &Checked, listener: &Listener, service: &Service) {
     let (address, status) = (listener.address(), service.status());
-    let guard = if address.ip().is_loopback() { "no TLS, no auth (loopback)" } else { "NO TLS, NO AUTH" };
+    let guard = match (address.ip().is_loopback(), service.is_auth_enabled()) {
+        (true, false) => "no TLS, no auth (loopback)",
+        (true, true) => "no TLS, auth on (loopback)",
+        (false, true) => "NO TLS, auth on",
+        (false, false) => "NO TLS, NO AUTH",
+    };
     eprintln!(
         "tenure {}  node {}  {}  revision {}   data {} (kept)   {guard}\n  REST   http://{address}/v1       API  http://{address}/openapi.yaml\n  try    curl -X PUT {address}/v1/kv/hello -d world",
         env!("CARGO_PKG_VERSION"),
@@ -402,6 +408,7 @@ fn banner(config: &Checked, listener: &Listener, service: &Service) {
         config.data_dir.display(),
     );
     if !address.ip().is_loopback() {
-        tracing::warn!(%address, "serving beyond this host without TLS and without authentication");
+        let auth = service.is_auth_enabled();
+        tracing::warn!(%address, auth, "serving beyond this host without TLS: passwords and tokens can be read on the way");
     }
 }

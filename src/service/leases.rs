@@ -278,7 +278,7 @@ impl Service {
         }
     }
 
-    fn leads(&self) -> bool {
+    pub(super) fn leads(&self) -> bool {
         self.inner.parts.consensus.state().is_leader
     }
 

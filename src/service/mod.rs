@@ -6,6 +6,7 @@
 //! says whether the write may have happened. It must not know HTTP, JSON field names or protobuf.
 
 mod admission;
+pub mod auth;
 pub mod claims;
 mod cluster;
 pub mod compactor;
@@ -22,6 +23,7 @@ mod validate;
 mod watch;
 
 pub use admission::Admission;
+pub use auth::{Admits, AuthStatus, Password, Shown, Token};
 pub use leases::{KeyTtl, LeaseGrant, LeaseList, LeasePage, LeaseState};
 pub use lessor::Lessor;
 pub use queues::{QueueEntry, QueueObserver, QueueRequest};
@@ -59,6 +61,8 @@ pub struct Member {
 pub struct Options {
     pub member: Member,
     pub admission_bytes: u64,
+    /// How long a token counts after its last use.
+    pub token_ttl: Duration,
 }
 
 /// What `service` stands on.
@@ -85,6 +89,7 @@ struct Inner {
     parts: Parts,
     member: Member,
     admission: Arc<Budget>,
+    auth: auth::Auth,
     /// What watch streams have handed over and their readers have not taken, in units of `watch::BUFFER_UNIT_BYTES`.
     watch_buffers: Arc<Semaphore>,
     /// One backup is taken in at a time.
@@ -108,7 +113,9 @@ impl Service {
     #[must_use]
     pub fn new(parts: Parts, options: Options) -> Self {
         let started = parts.clock.monotonic();
+        let auth = auth::Auth::new(&parts, options.token_ttl);
         let inner = Inner {
+            auth,
             parts,
             member: options.member,
             admission: Arc::new(Budget::new(options.admission_bytes)),
@@ -374,6 +381,7 @@ fn reply_revision(reply: &Reply) -> Option<Revision> {
         | Reply::LeaseRenewed { revision, .. }
         | Reply::Ttl { revision, .. }
         | Reply::Restored { revision }
+        | Reply::Auth { revision, .. }
         | Reply::Outcome { revision, .. } => Some(*revision),
         Reply::FeatureLevel { .. } | Reply::Quota { .. } | Reply::LeasesCheckpointed { .. } => None,
     }

@@ -5,7 +5,7 @@
 //! everything that is handed out; a stream holds what it handed out last and nothing else, within the
 //! member's budget; nothing is skipped, and what cannot be said any more is said to be missing.
 
-use super::{Answer, Change, Context, OnCompacted, Service, WatchRequest, WatchStart, WatchStep};
+use super::{Answer, AuthStatus, Change, Context, OnCompacted, Service, WatchRequest, WatchStart, WatchStep};
 use crate::machine::View;
 use crate::model::{
     Caller, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why, key,
@@ -37,6 +37,8 @@ pub struct WatchStream {
     caller: Caller,
     request: WatchRequest,
     watcher: Watcher,
+    /// Rights are asked for again when they may have changed, also where nothing happens.
+    rights: tokio::sync::watch::Receiver<AuthStatus>,
     listing: Option<Listing>,
     /// Taken from the watcher and not yet handed out: kept here while the budget is waited for.
     taken: Vec<RevisionEvents>,
@@ -65,6 +67,8 @@ impl Service {
         if let Some(revision) = request.min_revision {
             self.reached(revision, context.timeout).await?;
         }
+        // Before the first look, so that no change falls between.
+        let rights = self.auth_changes();
         let view = self.newest();
         allowed(&view, &context.caller, &request.targets)?;
         let (watcher, listing) = self.begin(&view, &request)?;
@@ -81,6 +85,7 @@ impl Service {
             caller: context.caller.clone(),
             request,
             watcher,
+            rights,
             listing,
             taken: Vec::new(),
             ticks,
@@ -213,7 +218,7 @@ impl WatchStream {
             return self.list().await.map(Some);
         }
         if self.taken.is_empty() {
-            match self.watched().await {
+            match self.watched_with_rights().await? {
                 WatchItem::Events(events) => self.take(events),
                 WatchItem::Progress(revision) => return Ok(Some(WatchStep::Progress(revision))),
                 WatchItem::Compacted { requested, compacted, current } => {
@@ -224,6 +229,22 @@ impl WatchStream {
             }
         }
         self.changes().await.map(Some)
+    }
+
+    /// What the watcher says next, while the caller may hear it.
+    async fn watched_with_rights(&mut self) -> Result<WatchItem, Failure> {
+        let mut rights = self.rights.clone();
+        loop {
+            let changed = tokio::select! {
+                item = self.watched() => return Ok(item),
+                changed = rights.changed() => changed,
+            };
+            if changed.is_err() {
+                return Ok(self.watched().await);
+            }
+            self.rights.mark_unchanged();
+            allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
+        }
     }
 
     /// What the watcher says next, with a word on progress when it is due.
@@ -283,6 +304,8 @@ impl WatchStream {
             changes = changes.into_iter().flat_map(halves).collect();
         }
         self.buffer(bytes).await?;
+        // That may have taken a while.
+        allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
         self.taken.clear();
         Ok(WatchStep::Changes(changes))
     }
@@ -304,6 +327,7 @@ impl WatchStream {
             }
             drop(view);
             self.buffer(page.items.iter().map(weight).sum()).await?;
+            allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
             if let Some(listing) = &mut self.listing {
                 match page.next {
                     Some(next) => listing.resume = Some(next),

@@ -1,6 +1,6 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
 //! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Changing settings
-//! (`reload`). Watches (`watch`). And the command line (`cli`).
+//! (`reload`). Watches (`watch`). Users and rights (`auth`). And the command line (`cli`).
 //! On several processes: what survives (`cluster`), and the proofs of watches (`proof`) and of leases and claims
 //! (`sessions`). Bad input to all of these: `unkind`.
 #![allow(
@@ -10,6 +10,7 @@
     reason = "a test harness: it fails by panics, starts threads and reports to the terminal"
 )]
 
+mod auth;
 mod cli;
 mod cluster;
 mod contract;

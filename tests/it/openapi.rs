@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 mod coordination;
 
-/// Statuses that need a broken, overloaded or stopping server; other tests and the fault scripts have
+/// Statuses that need users, or a broken, overloaded or stopping server; other tests and the fault scripts have
 /// them.
-const NOT_FROM_OUTSIDE: &[u16] = &[408, 429, 431, 500, 503, 504, 507];
+const NOT_FROM_OUTSIDE: &[u16] = &[401, 408, 429, 431, 500, 503, 504, 507];
 const BODY_BYTES_MAX: usize = 1_572_864;
 
 #[test]

@@ -307,6 +307,7 @@ impl Host {
             service::Options {
                 member: service::Member { cluster_id: CLUSTER, id, name: format!("m{id}").into() },
                 admission_bytes: 64 << 20,
+                token_ttl: Duration::from_secs(300),
             },
         );
         tasks.spawn_until_stop("lessor", lessor::run(lessor, consensus.clone(), metrics));

@@ -1,7 +1,7 @@
 //! The one table from failures to what etcd's clients see: its codes and its exact texts, by which they
 //! tell errors apart. Every match is exhaustive: a new rejection does not compile without its row.
 
-use crate::model::{Failure, Outcome, Rejection, Why};
+use crate::model::{AuthRefusal, Failure, Outcome, Rejection, Why};
 use tonic::{Code, Status};
 
 /// A code and a text that clients know.
@@ -39,6 +39,20 @@ pub(super) const ROOT_USER_MISSING: Known = (Code::FailedPrecondition, "etcdserv
 pub(super) const AUTH_NOT_ENABLED: Known = (Code::FailedPrecondition, "etcdserver: authentication is not enabled");
 pub(super) const USER_NOT_FOUND: Known = (Code::FailedPrecondition, "etcdserver: user name not found");
 pub(super) const ROLE_NOT_FOUND: Known = (Code::FailedPrecondition, "etcdserver: role name not found");
+pub(super) const ROOT_ROLE_MISSING: Known = (Code::FailedPrecondition, "etcdserver: root user does not have root role");
+pub(super) const USER_EXISTS: Known = (Code::FailedPrecondition, "etcdserver: user name already exists");
+pub(super) const USER_EMPTY: Known = (Code::InvalidArgument, "etcdserver: user name is empty");
+pub(super) const ROLE_EXISTS: Known = (Code::FailedPrecondition, "etcdserver: role name already exists");
+pub(super) const ROLE_EMPTY: Known = (Code::InvalidArgument, "etcdserver: role name is empty");
+pub(super) const AUTH_FAILED: Known =
+    (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password");
+pub(super) const PERMISSION_NOT_GIVEN: Known = (Code::InvalidArgument, "etcdserver: permission not given");
+pub(super) const ROLE_NOT_GRANTED: Known = (Code::FailedPrecondition, "etcdserver: role is not granted to the user");
+pub(super) const PERMISSION_NOT_GRANTED: Known =
+    (Code::FailedPrecondition, "etcdserver: permission is not granted to the role");
+pub(super) const INVALID_AUTH_TOKEN: Known = (Code::Unauthenticated, "etcdserver: invalid auth token");
+pub(super) const INVALID_AUTH_MGMT: Known = (Code::InvalidArgument, "etcdserver: invalid auth management");
+pub(super) const AUTH_OLD_REVISION: Known = (Code::InvalidArgument, "etcdserver: revision of auth store is old");
 pub(super) const PERMISSION_DENIED: Known = (Code::PermissionDenied, "etcdserver: permission denied");
 pub(super) const NO_LEADER: Known = (Code::Unavailable, "etcdserver: no leader");
 pub(super) const STOPPED: Known = (Code::Unavailable, "etcdserver: server stopped");
@@ -91,7 +105,8 @@ fn rejected(rejection: &Rejection) -> Status {
         Rejection::LeaseNotFound(_) => LEASE_NOT_FOUND,
         Rejection::LeaseExists(_) => LEASE_EXISTS,
         Rejection::QuotaExceeded { .. } | Rejection::DiskFull => NO_SPACE,
-        Rejection::PermissionDenied => PERMISSION_DENIED,
+        Rejection::PermissionDenied(_) => PERMISSION_DENIED,
+        Rejection::Auth(refusal) => unauthorized(refusal),
         Rejection::MemberNotFound(_) => MEMBER_NOT_FOUND,
         Rejection::MemberExists(_) => MEMBER_EXISTS,
         Rejection::LearnerBehind { .. } => LEARNER_NOT_READY,
@@ -116,6 +131,27 @@ fn rejected(rejection: &Rejection) -> Status {
             return Status::failed_precondition(format!("etcdserver: {rejection}"));
         }
     })
+}
+
+fn unauthorized(refusal: &AuthRefusal) -> Known {
+    match refusal {
+        AuthRefusal::NobodyGiven | AuthRefusal::UserNameEmpty => USER_EMPTY,
+        AuthRefusal::InvalidToken => INVALID_AUTH_TOKEN,
+        AuthRefusal::OldRevision => AUTH_OLD_REVISION,
+        AuthRefusal::Failed => AUTH_FAILED,
+        AuthRefusal::NotEnabled => AUTH_NOT_ENABLED,
+        AuthRefusal::RootUserMissing => ROOT_USER_MISSING,
+        AuthRefusal::RootRoleMissing => ROOT_ROLE_MISSING,
+        AuthRefusal::RootIsNeeded | AuthRefusal::BadPermission => INVALID_AUTH_MGMT,
+        AuthRefusal::RoleNameEmpty => ROLE_EMPTY,
+        AuthRefusal::UserExists(_) => USER_EXISTS,
+        AuthRefusal::UserNotFound(_) => USER_NOT_FOUND,
+        AuthRefusal::RoleExists(_) => ROLE_EXISTS,
+        AuthRefusal::RoleNotFound(_) => ROLE_NOT_FOUND,
+        AuthRefusal::RoleNotGranted => ROLE_NOT_GRANTED,
+        AuthRefusal::PermissionNotGranted => PERMISSION_NOT_GRANTED,
+        AuthRefusal::TooMany { .. } => TOO_MANY_REQUESTS,
+    }
 }
 
 #[cfg(test)]

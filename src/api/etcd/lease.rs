@@ -5,7 +5,7 @@ use super::errors::{LEASE_TTL_TOO_LARGE, NO_LEADER, STOPPED, known};
 use super::pb::etcdserverpb as pb;
 use super::pb::etcdserverpb::lease_server::Lease;
 use super::{Answers, Door};
-use crate::model::{Failure, Rejection};
+use crate::model::{Failure, Need, Rejection};
 use crate::service::{Context, LeaseGrant, LeaseList, ReadOptions};
 use futures_util::{StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
@@ -83,6 +83,11 @@ impl Lease for Door {
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         let context = self.context(&request)?;
         let pb::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        if keys {
+            // Some of them would look like all of them.
+            let allowed = self.service().may(&context, &Need::LeaseKeys(id));
+            allowed.map_err(|failure| self.failed(&failure))?;
+        }
         let keys = keys.then_some(usize::MAX);
         match self.service().lease_info(&context, ReadOptions::default(), id, keys).await {
             Ok(answer) => Ok(Response::new(pb::LeaseTimeToLiveResponse {

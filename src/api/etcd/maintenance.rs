@@ -7,7 +7,7 @@ use super::pb::etcdserverpb as pb;
 use super::pb::etcdserverpb::maintenance_server::Maintenance;
 use super::{Answers, Door};
 use crate::api::ETCD_VERSION;
-use crate::model::{KeyRange, RangeOp, Revision};
+use crate::model::{KeyRange, Need, RangeOp, Revision};
 use crate::service::{Consistency, Context, ReadOptions};
 use futures_util::{StreamExt, stream};
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Maintenance for Door {
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         use pb::alarm_request::AlarmAction;
-        self.context(&request)?;
+        let context = self.context(&request)?;
         let request = request.into_inner();
         let wanted = pb::AlarmType::try_from(request.alarm).map_err(|_| Status::invalid_argument("unknown alarm"))?;
         match AlarmAction::try_from(request.action).map_err(|_| Status::invalid_argument("unknown alarm action"))? {
@@ -39,6 +39,8 @@ impl Maintenance for Door {
             }
             // An alarm here is a fact about the store: it goes when its cause does, and not before.
             AlarmAction::Deactivate => {
+                let allowed = self.service().may(&context, &Need::Administer);
+                allowed.map_err(|failure| self.failed(&failure))?;
                 Ok(Response::new(pb::AlarmResponse { header: Some(self.now()), alarms: Vec::new() }))
             }
             AlarmAction::Activate => Err(Status::unimplemented("etcdserver: alarms are raised by their causes only")),

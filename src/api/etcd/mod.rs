@@ -19,9 +19,10 @@ mod pb;
 mod watch;
 
 use super::State;
+use super::access::{Credentials, method_admits};
 use crate::model::limits::{TIMEOUT_ETCD_MS, TIMEOUT_MAX_MS};
 use crate::model::{Caller, Failure};
-use crate::service::{Admission, Context, Service};
+use crate::service::{Admission, Admits, Context, Service};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
@@ -45,6 +46,9 @@ type Answers<T> = BoxStream<'static, Result<T, Status>>;
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 /// What a request or answer costs besides its message.
 const CALL_BYTES: usize = 512;
+
+/// Whose refusals are answers on the stream, as etcd gives them.
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 const PANICKED: &str = "etcdserver: this request failed inside";
 
@@ -135,8 +139,29 @@ impl Etcd {
         gateway::refused(&Status::internal(PANICKED))
     }
 
-    async fn call(&self, request: Request) -> Response {
+    /// Who asks, or why nobody may; a watch tells it on its stream.
+    async fn identify(&self, request: &mut Request) -> Result<(), Failure> {
+        let path = request.uri().path();
+        let admits = method_admits(path);
+        if admits == Admits::Anybody {
+            return Ok(());
+        }
+        let is_watch = path == WATCH;
+        let identified = self.door.caller(request.headers(), admits).await;
+        let identity = match identified {
+            Ok(caller) => Identity(Ok(caller)),
+            Err(failure) if is_watch => Identity(Err(failure)),
+            Err(failure) => return Err(failure),
+        };
+        request.extensions_mut().insert(identity);
+        Ok(())
+    }
+
+    async fn call(&self, mut request: Request) -> Response {
         use tonic::codegen::Service as _;
+        if let Err(failure) = self.identify(&mut request).await {
+            return status(&failure).into_http::<tonic::body::Body>().map(Body::new);
+        }
         let path = request.uri().path();
         let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(service, _)| service);
         let answered = match service {
@@ -238,7 +263,25 @@ fn held<T>(answer: T, admission: Admission) -> tonic::Response<T> {
     response
 }
 
+/// Who a call is from.
+#[derive(Debug, Clone)]
+struct Identity(Result<Caller, Failure>);
+
+impl Identity {
+    fn of<T>(request: &tonic::Request<T>) -> Result<Caller, Failure> {
+        let identity = request.extensions().get::<Self>();
+        identity.map_or(Ok(Caller::Anonymous), |Self(identity)| identity.clone())
+    }
+}
+
 impl Door {
+    async fn caller(&self, headers: &http::HeaderMap, admits: Admits) -> Result<Caller, Failure> {
+        let credentials = Credentials::of_grpc(headers)?;
+        let caller = self.service().caller(credentials.shown()).await?;
+        self.service().admit_caller(&caller, admits, Duration::from_millis(TIMEOUT_ETCD_MS)).await?;
+        Ok(caller)
+    }
+
     fn service(&self) -> &Service {
         &self.state.service
     }
@@ -267,7 +310,8 @@ impl Door {
         }
         let most = Duration::from_millis(TIMEOUT_MAX_MS);
         let timeout = deadline(request.metadata()).unwrap_or(Duration::from_millis(TIMEOUT_ETCD_MS)).min(most);
-        Ok(Context::new(Caller::Anonymous, timeout))
+        let caller = Identity::of(request).map_err(|failure| self.failed(&failure))?;
+        Ok(Context::new(caller, timeout))
     }
 
     /// For a stream, each of whose steps has its own time.
@@ -275,7 +319,8 @@ impl Door {
         if self.needs_leader(request.metadata()) && !self.has_leader() {
             return Err(known(NO_LEADER));
         }
-        Ok(Context::new(Caller::Anonymous, Duration::from_millis(TIMEOUT_ETCD_MS)))
+        let caller = Identity::of(request).map_err(|failure| self.failed(&failure))?;
+        Ok(Context::new(caller, Duration::from_millis(TIMEOUT_ETCD_MS)))
     }
 }
 
@@ -298,6 +343,27 @@ fn deadline(metadata: &MetadataMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A method without a row in the table of who may call it does not pass, and neither does a row without a method.
+    #[test]
+    fn every_method_says_who_may_call_it() {
+        use crate::api::access::METHODS;
+        use std::collections::BTreeSet;
+        let pool = prost_reflect::DescriptorPool::decode(pb::DESCRIPTORS).unwrap();
+        let served: BTreeSet<String> = pool
+            .services()
+            .flat_map(|service| service.methods().map(|method| method.full_name().to_owned()).collect::<Vec<_>>())
+            .collect();
+        let reflects = |name: &String| !name.starts_with("grpc.reflection.");
+        let named: Vec<String> = METHODS
+            .iter()
+            .flat_map(|(service, methods, _)| methods.iter().map(move |method| format!("{service}.{method}")))
+            .filter(reflects)
+            .collect();
+        let rows: BTreeSet<String> = named.iter().cloned().collect();
+        assert_eq!(rows, served);
+        assert_eq!(rows.len(), named.len(), "a method with two rows");
+    }
 
     #[test]
     fn deadlines_are_read_and_nonsense_is_no_deadline() {

@@ -14,9 +14,10 @@ use super::pb::etcdserverpb::watch_create_request::FilterType;
 use super::pb::etcdserverpb::watch_request::RequestUnion;
 use super::pb::etcdserverpb::watch_server::Watch;
 use super::pb::mvccpb;
-use super::{Answers, Door};
+use super::{Answers, Door, Identity};
+use crate::model::limits::TIMEOUT_ETCD_MS;
 use crate::model::limits::{WATCH_ANSWERS_AHEAD, WATCHES_PER_STREAM_MAX};
-use crate::model::{EventKind, Failure, Rejection, Revision};
+use crate::model::{Caller, EventKind, Failure, Rejection, Revision};
 use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
 use futures_util::{StreamExt, stream};
 use progress::{Told, Watches};
@@ -47,13 +48,16 @@ impl Watch for Door {
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let context = self.stream_context(&request)?;
         let needs_leader = self.needs_leader(request.metadata());
+        if needs_leader && !self.has_leader() {
+            return Err(known(NO_LEADER));
+        }
+        let caller = Identity::of(&request);
         let (out, mut answers) = mpsc::channel(WATCH_ANSWERS_AHEAD);
         let ended = CancellationToken::new();
         let session = Session {
             door: self.clone(),
-            context,
+            caller,
             out,
             watches: Arc::new(Watches::default()),
             ended: ended.clone(),
@@ -68,7 +72,8 @@ impl Watch for Door {
 /// One stream. Dropping it ends its watches.
 struct Session {
     door: Door,
-    context: Context,
+    /// Or why no watch will be created.
+    caller: Result<Caller, Failure>,
     out: Out,
     watches: Arc<Watches>,
     ended: CancellationToken,
@@ -171,6 +176,11 @@ impl Session {
     }
 
     async fn create(&self, create: pb::WatchCreateRequest) -> Result<(), Gone> {
+        let caller = match &self.caller {
+            Ok(caller) => caller.clone(),
+            Err(failure) => return self.refuse(NO_WATCH, self.door.failed(failure).message()).await,
+        };
+        let context = Context::new(caller, Duration::from_millis(TIMEOUT_ETCD_MS));
         let asked = create.watch_id;
         let Some(range) = watched(create.key, create.range_end) else {
             return self.refuse(NO_WATCH, EMPTY_RANGE).await;
@@ -195,7 +205,7 @@ impl Session {
         };
         let at = header(&self.door.service().header());
         let created = |watch_id| pb::WatchResponse { header: Some(at), watch_id, created: true, ..Default::default() };
-        match self.door.service().watch(&self.context, request).await {
+        match self.door.service().watch(&context, request).await {
             Ok(answer) => {
                 // Before the client knows of it: no word on progress must overtake its events.
                 let (ask, cancel, ended) =

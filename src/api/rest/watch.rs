@@ -16,7 +16,7 @@ use crate::model::limits::{
     BOOKMARK_DEFAULT_MS, BOOKMARK_MAX_MS, BOOKMARK_MIN_MS, TIMEOUT_DEFAULT_MS, WAIT_MAX_MS, WATCH_POLL_EVENTS_DEFAULT,
     WATCH_POLL_EVENTS_MAX, WATCH_TARGETS_MAX,
 };
-use crate::model::{Caller, KeyRange, Revision};
+use crate::model::{KeyRange, Revision};
 use crate::service::{Context, Kinds, OnCompacted, WatchRequest, WatchStart};
 use bytes::Bytes;
 use encode::{Format, Shape};
@@ -44,7 +44,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
         return Err(Problem::parameter("timeout", "`timeout` is at least 1ms"));
     }
     super::fence::refuse(call)?;
-    let context = Context::new(Caller::Anonymous, Duration::from_millis(TIMEOUT_DEFAULT_MS));
+    let context = Context::new(call.caller.clone(), Duration::from_millis(TIMEOUT_DEFAULT_MS));
     match query.duration("wait")? {
         Some(wait) => {
             call.accepts(&["application/json"])?;

@@ -3,6 +3,7 @@
 //! Invariants: a rejected command changes nothing but the idempotency table; what a command decides
 //! depends on the state before it and on log time only.
 
+mod auth;
 mod compare;
 mod fence;
 mod lease;
@@ -64,7 +65,7 @@ impl Machine {
         let now_ms = self.root.numbers.now_ms;
         self.root.idempotency.expire(now_ms, &mut self.root.sum);
         let fresh = |result| Outcome { result, replayed: false };
-        let command = match authorize(&self.root.auth, &proposal.caller, &proposal.command) {
+        let command = match authorize(&self.root, &proposal.caller, &proposal.command) {
             Ok(command) => command,
             Err(rejection) => return Ok(fresh(Err(rejection))),
         };
@@ -130,6 +131,7 @@ impl Machine {
             Command::LeaseRenew { id } => self.renew_lease(*id),
             Command::TtlSet { key, id, ttl_ms } => self.set_ttl(key, *id, *ttl_ms),
             Command::TtlClear { key } => self.clear_ttl(key),
+            Command::Auth(command) => self.change_auth(command),
             Command::Compact { revision } => self.compact(*revision),
             Command::RaiseFeatureLevel { level } => self.raise_feature_level(*level),
             Command::SetQuota { bytes } => {

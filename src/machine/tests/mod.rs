@@ -7,6 +7,7 @@
 )]
 
 mod against_model;
+mod auth;
 mod cases;
 mod cost;
 mod generate;

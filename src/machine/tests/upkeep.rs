@@ -218,7 +218,7 @@ fn an_unknown_feature_level_is_a_fault() {
     let batch = crate::model::Batch {
         proposed_at_ms: 0,
         wall_ms: 0,
-        proposals: vec![propose(Command::RaiseFeatureLevel { level: 2 })],
+        proposals: vec![propose(Command::RaiseFeatureLevel { level: 99 })],
     };
     let at = crate::model::LogPosition { term: 1, node: 1, index: 100 };
     assert!(rig.machine.apply(at, &batch).is_err());

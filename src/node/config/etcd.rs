@@ -23,7 +23,6 @@ enum Meaning {
 use Meaning::{Joint, Moot, Refused, Setting};
 
 const NO_TLS: &str = "this release does not encrypt connections; put a proxy or a private network in front";
-const NO_AUTH: &str = "this release has no users";
 const OWN_CARE: &str = "Tenure does this by itself";
 
 /// Flags that are not settings of ours by the same name; variables are `ETCD_` and the name.
@@ -54,9 +53,8 @@ const FLAGS: &[(&str, Meaning)] = &[
     ("log-outputs", Moot("the log goes to standard error")),
     ("backend-batch-limit", Moot(OWN_CARE)),
     ("backend-batch-interval", Moot(OWN_CARE)),
-    ("auth-token", Moot(NO_AUTH)),
-    ("auth-token-ttl", Moot(NO_AUTH)),
-    ("bcrypt-cost", Moot(NO_AUTH)),
+    ("auth-token", Moot("tokens are random and kept by the cluster")),
+    ("bcrypt-cost", Moot("passwords are hashed by argon2id")),
     ("experimental-initial-corrupt-check", Moot("snapshots and log are always checked at the start")),
     ("experimental-corrupt-check-time", Moot("compare members by `tenure status` or HashKV")),
     ("experimental-compact-hash-check-enabled", Moot("compare members by `tenure status` or HashKV")),
@@ -89,6 +87,7 @@ const SHARED: &[&str] = &[
     "max-request-bytes",
     "log-level",
     "watch-progress-notify-interval",
+    "auth-token-ttl",
 ];
 
 const ENV_PREFIX: &str = "ETCD_";

@@ -69,6 +69,7 @@ pub const KEYS: &[KeyDef] = &[
         "10m",
         "How often watches of etcd's clients that ask for it are told how far they are",
     ),
+    key("auth-token-ttl", "DURATION", "5m", "How long a token counts after its last use"),
     key("shutdown-timeout", "DURATION", "15s", "How long a graceful stop may take"),
     key("log-format", "auto|text|json", "auto", "Log lines; auto is text on a terminal, else JSON"),
     live("log-level", "LEVEL", "info", "error, warn, info, debug or trace; also target=level, separated by commas"),

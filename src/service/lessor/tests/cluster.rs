@@ -78,7 +78,7 @@ impl Members {
                 metrics,
             };
             let member = Member { cluster_id: 1, id, name: format!("m{id}").into() };
-            Service::new(parts, Options { member, admission_bytes: 1 << 20 })
+            Service::new(parts, Options { member, admission_bytes: 1 << 20, token_ttl: Duration::from_secs(300) })
         };
         let services = (1..=3).map(|id| (id, service(id))).collect();
         Self { cluster, services }
