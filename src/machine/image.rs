@@ -55,9 +55,9 @@ pub(super) struct PortableLease {
 }
 
 impl PortableLease {
-    fn of((id, lease): (&LeaseId, &Lease)) -> Self {
-        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
-        Self { id: *id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
+    fn of((id, lease): (LeaseId, Lease)) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease;
+        Self { id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
     }
 
     fn size(&self) -> usize {
@@ -138,7 +138,7 @@ impl Image {
         };
         emit(&block(HEADER, &header)?)?;
         let leases = root.leases.iter().map(PortableLease::of);
-        let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
+        let attachments = root.attached.iter().map(|(id, key)| (id, key.clone()));
         let end = End {
             leases: table(LEASES, leases, PortableLease::size, emit)?,
             attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,
@@ -249,9 +249,9 @@ fn forgetful(root: &Root) -> Root {
     }
     if mutant::is_active(Mutant::SnapshotForgetsLeases) {
         let leases = std::mem::take(&mut root.leases);
-        leases.iter().for_each(|(id, lease)| root.sum.remove(hash::lease(*id, lease)));
+        leases.iter().for_each(|(id, lease)| root.sum.remove(hash::lease(id, &lease)));
         let attached = std::mem::take(&mut root.attached);
-        attached.iter().for_each(|(id, key)| root.sum.remove(hash::attachment(*id, key)));
+        attached.iter().for_each(|(id, key)| root.sum.remove(hash::attachment(id, key)));
     }
     root
 }

@@ -8,13 +8,13 @@ use super::authority::AuthState;
 use super::hash::Sum;
 use super::idempotency;
 use super::index::Index;
+use super::leases::{Attached, Leases};
 use super::timeline::Timeline;
 use super::values::Values;
 use super::writer::Options;
-use crate::model::{LeaseId, LeaseLabel, LogPosition, Revision};
+use crate::model::{LeaseLabel, LogPosition, Revision};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use imbl::{OrdMap, OrdSet};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
@@ -25,13 +25,13 @@ pub(crate) const FEATURE_LEVEL_MAX: u32 = 1;
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
     pub(crate) index: Index,
-    pub(crate) leases: OrdMap<LeaseId, Lease>,
+    pub(crate) leases: Leases,
     /// Of all leases, what they count for in the quota.
     pub(crate) lease_bytes: u64,
     /// How often a lease has been started in this store: each gets its own generation.
     pub(crate) lease_starts: u64,
     /// Which keys hang on a lease; the other direction is in each key's `Head`.
-    pub(crate) attached: OrdSet<(LeaseId, Bytes)>,
+    pub(crate) attached: Attached,
     pub(crate) idempotency: idempotency::Table,
     pub(crate) timeline: Timeline,
     pub(crate) auth: AuthState,
@@ -97,10 +97,10 @@ impl Root {
     pub(crate) fn empty(values: Arc<Values>, options: &Options) -> Self {
         Self {
             index: Index::default(),
-            leases: OrdMap::new(),
+            leases: Leases::default(),
             lease_bytes: 0,
             lease_starts: 0,
-            attached: OrdSet::new(),
+            attached: Attached::default(),
             idempotency: idempotency::Table::new(options.idempotency_records_max),
             timeline: Timeline::default(),
             auth: AuthState::default(),
