@@ -37,6 +37,15 @@ caught() {
     echo "caught: $1 by $2"
 }
 
+# Bugs planted in what unit tests drive: the test passes without, and fails with, for a broken promise.
+caught_by_unit() {
+    run "" --lib "$2" || fail "$2 fails without any planted bug"
+    grep -q 'test result: ok. 1 passed' "$log" || fail "$2 is not one test"
+    if run "$1" --lib "$2"; then fail "$1 survived $2"; fi
+    grep -q VIOLATION "$log" || fail "$1 failed $2 for another reason"
+    echo "caught: $1 by $2"
+}
+
 # Bugs planted in simulated members: found within the first seeds. How it fares without any is the
 # simulation's own test.
 simulated() {
@@ -52,6 +61,8 @@ planted raft::tests::order::publication_waits_for_the_log_on_this_disk 1
 caught NoFsyncOnAppend powercut::
 caught FsyncErrorIgnored disk::a_failed_sync_ends_the_process
 caught DamagedMiddleCut damage::damage_in_the_middle
+caught_by_unit FormerLeaderExpires what_a_former_leader_proposes_ends_and_shortens_nothing
+caught_by_unit ClaimNotConfirmed a_waiter_on_a_member_left_behind_is_not_told_that_it_holds
 export TENURE_SIM_SEEDS=1..40
 simulated LocalReads freshness
 simulated LeaseReadsOnWallClock freshness
@@ -62,7 +73,6 @@ simulated WatchSkipsCompacted watch
 simulated WatchSplitsRevision watch
 simulated BookmarkAhead watch
 simulated RequestIdForgotten 'exactly once'
-simulated FormerLeaderExpires leases
 simulated NewLeaderCutsLeases leases
 simulated KeepAliveWithoutQuorum leases
 simulated SnapshotForgetsRequests

@@ -58,9 +58,9 @@ pub(super) struct PortableLease {
 }
 
 impl PortableLease {
-    fn of((id, lease): (&LeaseId, &Lease)) -> Self {
-        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
-        Self { id: *id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
+    fn of((id, lease): (LeaseId, Lease)) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease;
+        Self { id, ttl_ms, remaining_ms, generation, label: label.as_deref().cloned(), implicit }
     }
 
     fn size(&self) -> usize {
@@ -141,7 +141,7 @@ impl Image {
         };
         emit(&block(HEADER, &header)?)?;
         let leases = root.leases.iter().map(PortableLease::of);
-        let attachments = root.attached.iter().map(|(id, key)| (*id, key.clone()));
+        let attachments = root.attached.iter().map(|(id, key)| (id, key.clone()));
         // The end's hash speaks for them.
         table(AUTH, root.auth.portable(), PortableAuth::size, emit)?;
         let end = End {
@@ -254,9 +254,9 @@ fn forgetful(root: &Root) -> Root {
     }
     if mutant::is_active(Mutant::SnapshotForgetsLeases) {
         let leases = std::mem::take(&mut root.leases);
-        leases.iter().for_each(|(id, lease)| root.sum.remove(hash::lease(*id, lease)));
+        leases.iter().for_each(|(id, lease)| root.sum.remove(hash::lease(id, &lease)));
         let attached = std::mem::take(&mut root.attached);
-        attached.iter().for_each(|(id, key)| root.sum.remove(hash::attachment(*id, key)));
+        attached.iter().for_each(|(id, key)| root.sum.remove(hash::attachment(id, key)));
     }
     root
 }

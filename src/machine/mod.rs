@@ -16,6 +16,8 @@ mod hash;
 mod idempotency;
 mod image;
 mod index;
+mod leases;
+mod packed;
 mod patch;
 mod read;
 mod renew;

@@ -49,7 +49,7 @@ impl Machine {
         let (feature_level, lease_starts) = (former.numbers.feature_level, former.lease_starts);
         let auth_revision = former.auth.revision();
         let membership = former.membership.clone();
-        let leases = former.leases.keys().map(|id| LeaseChange::Ended { id: *id }).collect();
+        let leases = former.leases.ids().map(|id| LeaseChange::Ended { id }).collect();
         let above = former.numbers.revision.max(backup.root.numbers.revision) + 1;
         let revision = backup.renew(above - backup.root.numbers.revision, at, Bytes::new())?;
         let root = &mut backup.root;
@@ -65,7 +65,7 @@ impl Machine {
     }
 
     fn end_leases(&mut self) -> Result<(), Fault> {
-        let ids: Vec<_> = self.root.leases.keys().copied().collect();
+        let ids: Vec<_> = self.root.leases.ids().collect();
         for ids in ids.chunks(limits::BATCH_PROPOSALS_MAX) {
             let revoke = |id: &i64| Proposal {
                 caller: Caller::System,

@@ -138,11 +138,11 @@ impl Restore {
 
     fn attachments(&mut self, attachments: Vec<(LeaseId, Bytes)>) -> Result<(), Fault> {
         for (id, key) in attachments {
-            if !self.root.leases.contains_key(&id) {
+            if !self.root.leases.contains(id) {
                 return Err(corrupt("a key attached to no lease"));
             }
             self.root.sum.add(hash::attachment(id, &key));
-            self.root.attached.insert((id, key.clone()));
+            self.root.attached.insert(id, key.clone());
             self.attachments.push((key, id));
         }
         Ok(())

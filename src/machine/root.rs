@@ -4,17 +4,17 @@
 //! never changes; roots are published only between batches. A record may be removed from the block
 //! store only when no root that indexes it is held by anybody (`Published::oldest_trimmed`).
 
-use super::auth::{Attached, AuthState};
+use super::auth::AuthState;
 use super::hash::Sum;
 use super::idempotency;
 use super::index::Index;
+use super::leases::{Attached, Leases};
 use super::timeline::Timeline;
 use super::values::Values;
 use super::writer::Options;
-use crate::model::{LeaseId, LeaseLabel, LogPosition, Revision};
+use crate::model::{LeaseLabel, LogPosition, Revision};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use imbl::{OrdMap, OrdSet};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
@@ -27,7 +27,7 @@ pub const AUTH_FEATURE_LEVEL: u32 = 2;
 #[derive(Debug, Clone)]
 pub(crate) struct Root {
     pub(crate) index: Index,
-    pub(crate) leases: OrdMap<LeaseId, Lease>,
+    pub(crate) leases: Leases,
     /// Of all leases, what they count for in the quota.
     pub(crate) lease_bytes: u64,
     /// How often a lease has been started in this store: each gets its own generation.
@@ -99,10 +99,10 @@ impl Root {
     pub(crate) fn empty(values: Arc<Values>, options: &Options) -> Self {
         Self {
             index: Index::default(),
-            leases: OrdMap::new(),
+            leases: Leases::default(),
             lease_bytes: 0,
             lease_starts: 0,
-            attached: OrdSet::new(),
+            attached: Attached::default(),
             idempotency: idempotency::Table::new(options.idempotency_records_max),
             timeline: Timeline::default(),
             auth: AuthState::default(),

@@ -96,8 +96,8 @@ pub struct Credentials {
 }
 
 impl LeaseInfo {
-    fn of(id: LeaseId, lease: &Lease) -> Self {
-        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease.clone();
+    fn of(id: LeaseId, lease: Lease) -> Self {
+        let Lease { ttl_ms, remaining_ms, generation, label, implicit } = lease;
         Self { id, ttl_ms, implicit, checkpoint_ms: remaining_ms, generation, label }
     }
 }
@@ -227,31 +227,27 @@ impl View {
 
     #[must_use]
     pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
-        self.root.leases.get(&id).map(|lease| LeaseInfo::of(id, lease))
+        self.root.leases.get(id).map(|lease| LeaseInfo::of(id, lease))
     }
 
     /// Leases with ids from `from` on.
     #[must_use]
     pub fn leases(&self, from: LeaseId, limit: usize) -> Vec<LeaseInfo> {
-        let leases = self.root.leases.range(from..).take(limit);
-        leases.map(|(id, lease)| LeaseInfo::of(*id, lease)).collect()
+        let leases = self.root.leases.page(from, limit).into_iter();
+        leases.map(|(id, lease)| LeaseInfo::of(id, lease)).collect()
     }
 
     /// How many keys are attached to a lease, counted up to `limit`.
     #[must_use]
     pub fn attached_count(&self, id: LeaseId, limit: usize) -> usize {
-        self.root.attached.range((id, Bytes::new())..).take_while(|(of, _)| *of == id).take(limit).count()
+        self.root.attached.keys(id).take(limit).count()
     }
 
     /// Keys attached to a lease, in order, those that the caller may read.
     #[must_use]
     pub fn lease_keys(&self, caller: &Caller, id: LeaseId, limit: usize) -> Vec<Bytes> {
-        let keys = self.root.attached.range((id, Bytes::new())..).take_while(|(of, _)| *of == id);
-        keys.map(|(_, key)| key)
-            .filter(|key| self.allows(caller, &KeyRange::key((*key).clone())).is_ok())
-            .take(limit)
-            .cloned()
-            .collect()
+        let keys = self.root.attached.keys(id);
+        keys.filter(|key| self.allows(caller, &KeyRange::key((*key).clone())).is_ok()).take(limit).cloned().collect()
     }
 
     /// Whether authentication is on, and the revision of users and roles.

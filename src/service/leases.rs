@@ -129,14 +129,17 @@ impl Service {
     pub(super) async fn keep_alive_here(&self, context: &Context, id: LeaseId) -> Result<Answer<u64>, Failure> {
         let clock = &self.inner.parts.clock;
         let until = clock.monotonic().saturating_add(context.timeout);
-        let mut settled = self.inner.parts.lessor.settled();
+        // Only who has to wait pays for being told.
+        let mut settled = None;
         loop {
             let begun = clock.monotonic();
             let context = Context { timeout: until.saturating_sub(begun), ..context.clone() };
             if context.timeout.is_zero() {
                 return Err(Failure::not_proposed(Why::Timeout));
             }
-            settled.mark_unchanged();
+            if let Some(settled) = &mut settled {
+                tokio::sync::watch::Receiver::mark_unchanged(settled);
+            }
             let renewal = self.renew(&context, id).await?;
             match renewal {
                 Kept::Until { ttl_ms, header } => {
@@ -148,7 +151,11 @@ impl Service {
                     }
                 }
                 Kept::Again => {}
-                Kept::NotYet => self.until_settled(&mut settled, context.timeout).await?,
+                Kept::NotYet => match &mut settled {
+                    Some(settled) => self.until_settled(settled, context.timeout).await?,
+                    // What is settled from here on is told; what was before shows when it is asked again.
+                    None => settled = Some(self.inner.parts.lessor.settled()),
+                },
             }
         }
     }

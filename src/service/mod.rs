@@ -18,6 +18,8 @@ mod ratelimits;
 mod reads;
 mod restore;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 pub mod types;
 mod validate;
 mod watch;

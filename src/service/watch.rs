@@ -16,6 +16,7 @@ use crate::telemetry::watch::WatchLag;
 use crate::watch::{Closed, WatchItem, WatchSpec, Watcher, events_bytes};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -39,7 +40,7 @@ pub struct WatchStream {
     watcher: Watcher,
     /// Rights are asked for again when they may have changed, also where nothing happens.
     rights: tokio::sync::watch::Receiver<AuthStatus>,
-    listing: Option<Listing>,
+    listing: Option<Box<Listing>>,
     /// Taken from the watcher and not yet handed out: kept here while the budget is waited for.
     taken: Vec<RevisionEvents>,
     ticks: Option<Interval>,
@@ -108,7 +109,7 @@ impl Service {
         }
     }
 
-    fn begin(&self, view: &View, request: &WatchRequest) -> Result<(Watcher, Option<Listing>), Failure> {
+    fn begin(&self, view: &View, request: &WatchRequest) -> Result<(Watcher, Option<Box<Listing>>), Failure> {
         let asked = match request.start {
             WatchStart::Now if request.initial => return self.resync(view, request, false),
             WatchStart::Now => return Ok((self.follow(request, None)?, None)),
@@ -136,11 +137,11 @@ impl Service {
         view: &View,
         request: &WatchRequest,
         reset_due: bool,
-    ) -> Result<(Watcher, Option<Listing>), Failure> {
+    ) -> Result<(Watcher, Option<Box<Listing>>), Failure> {
         let revision = view.revision();
         let watcher = self.follow(request, Some(revision))?;
         let ranges = key::union(&request.targets).into();
-        Ok((watcher, Some(Listing { revision, reset_due, ranges, resume: None })))
+        Ok((watcher, Some(Box::new(Listing { revision, reset_due, ranges, resume: None }))))
     }
 
     fn follow(&self, request: &WatchRequest, after: Option<Revision>) -> Result<Watcher, Failure> {
@@ -215,7 +216,8 @@ impl WatchStream {
             if std::mem::take(&mut listing.reset_due) {
                 return Ok(Some(WatchStep::Reset(listing.revision)));
             }
-            return self.list().await.map(Some);
+            // It is not for long, and every stream would have room for it as long as it lives.
+            return Box::pin(self.list()).await.map(Some);
         }
         if self.taken.is_empty() {
             match self.watched_with_rights().await? {
@@ -346,8 +348,13 @@ impl WatchStream {
     async fn buffer(&mut self, bytes: usize) -> Result<(), Failure> {
         let all = limits::WATCH_BUFFERED_BYTES_MAX / BUFFER_UNIT_BYTES;
         let units = u32::try_from(bytes.div_ceil(BUFFER_UNIT_BYTES).clamp(1, all)).unwrap_or(u32::MAX);
-        let share = std::sync::Arc::clone(&self.service.inner.watch_buffers).acquire_many_owned(units);
-        match tokio::time::timeout(BUFFER_WAIT, share).await {
+        let buffers = &self.service.inner.watch_buffers;
+        if let Ok(share) = Arc::clone(buffers).try_acquire_many_owned(units) {
+            self.buffered = Some(share);
+            return Ok(());
+        }
+        let share = Arc::clone(buffers).acquire_many_owned(units);
+        match Box::pin(tokio::time::timeout(BUFFER_WAIT, share)).await {
             Ok(Ok(share)) => {
                 self.buffered = Some(share);
                 Ok(())

@@ -198,7 +198,11 @@ impl<'q, 'a> Scalars<'q, 'a> {
 
     /// False if it is not given.
     pub(crate) fn flag(&mut self, name: &'static str) -> Result<bool, Problem> {
-        Ok(agree(name, self.query.maybe_flag(name)?, self.fields.bool(name)?)?.unwrap_or(false))
+        Ok(self.maybe_flag(name)?.unwrap_or(false))
+    }
+
+    pub(crate) fn maybe_flag(&mut self, name: &'static str) -> Result<Option<bool>, Problem> {
+        agree(name, self.query.maybe_flag(name)?, self.fields.bool(name)?)
     }
 
     pub(crate) fn finish(self) -> Result<(), Problem> {

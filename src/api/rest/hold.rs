@@ -4,12 +4,14 @@
 //! why the stream ended; a client that goes away has its lease revoked unless it asked otherwise, but a
 //! member that shuts down revokes nothing: the client goes on elsewhere.
 
+use super::fields::Scalars;
 use super::leases::id_in_path;
 use super::query::Names;
 use crate::api::body::Body;
 use crate::api::call::{ALWAYS, Call, Outcome, Reply};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
+use crate::api::receive;
 use crate::env::{Clock, TaskSet};
 use crate::model::limits::HOLD_TIMEOUT_S;
 use crate::model::{Caller, Failure, LeaseId, Rejection};
@@ -35,9 +37,14 @@ const EVERY_MIN: Duration = Duration::from_millis(100);
 pub(crate) async fn post(call: &mut Call) -> Outcome {
     let query = call.query(&HOLD)?;
     let id = id_in_path(call)?;
+    call.body_is(&["application/json"])?;
     let mut context = call.context(&query)?;
-    let revoke = query.maybe_flag("revoke_on_disconnect")?.unwrap_or(true);
-    let every = query.duration("every")?;
+    let body = receive::whole(call).await?;
+    let mut scalars = Scalars::new(&query, &body)?;
+    let revoke = scalars.maybe_flag("revoke_on_disconnect")?.unwrap_or(true);
+    let every = scalars.duration("every")?;
+    scalars.finish()?;
+    call.admission = None;
     let answer = call.state.service.lease_keep_alive(&context, id).await?;
     let ttl = Duration::from_millis(answer.body);
     let every = match every {

@@ -1,6 +1,7 @@
 //! Leases, which are sessions: `/v1/leases`. `hold` is in a file of its own.
 
 use super::fields::{Fields, Scalars, parse_body};
+use super::list::link_next;
 use super::query::Names;
 use super::ttl::{lease_id, ttl_ms};
 use super::{dto, idempotency};
@@ -110,11 +111,14 @@ pub(crate) async fn list(call: &mut Call) -> Outcome {
     answer.body.items.iter().for_each(|lease| write(&mut json, lease));
     json.close_list();
     json.bool("more", answer.body.next.is_some());
-    if let Some(next) = answer.body.next {
-        json.text("next", &format!("{next:016x}"));
+    let next = answer.body.next.map(|next| format!("{next:016x}"));
+    if let Some(next) = &next {
+        json.text("next", next);
     }
     json.close();
-    call.json(StatusCode::OK, Some(answer.header), json)
+    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
+    link_next(call, next.as_deref(), &mut answered);
+    Ok(answered)
 }
 
 pub(crate) async fn get(call: &mut Call) -> Outcome {

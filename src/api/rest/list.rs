@@ -172,9 +172,7 @@ pub(crate) async fn get(call: &mut Call) -> Outcome {
     let mut json = Writer::with_capacity(1024);
     write(&mut json, &listing.op, &page, next.as_deref(), &call.state.service);
     let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
-    if let Some(link) = next.and_then(|next| HeaderValue::try_from(link(call, &next)).ok()) {
-        answered.response.headers_mut().insert(LINK, link);
-    }
+    link_next(call, next.as_deref(), &mut answered);
     Ok(answered)
 }
 
@@ -206,6 +204,13 @@ fn write(json: &mut Writer, op: &ListOp, page: &ListPage, next: Option<&str>, se
         }
     }
     json.close();
+}
+
+/// Says in an answer's head where its next page is, if there is one.
+pub(super) fn link_next(call: &Call, next: Option<&str>, answered: &mut Answered) {
+    if let Some(link) = next.and_then(|next| HeaderValue::try_from(link(call, next)).ok()) {
+        answered.response.headers_mut().insert(LINK, link);
+    }
 }
 
 /// The same query with the next page's cursor.

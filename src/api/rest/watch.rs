@@ -24,6 +24,8 @@ use hyper::header::ACCEPT;
 use std::time::Duration;
 
 const SSE: &str = "text/event-stream";
+/// How soon a browser comes back after a stream has ended.
+pub(super) const SSE_RETRY: &[u8] = b"retry: 1000\n\n";
 const LAST_EVENT_ID: &str = "last-event-id";
 const REPEATABLE: &[&str] = &["key", "prefix"];
 
@@ -117,12 +119,17 @@ fn targets(query: &Query) -> Result<Vec<KeyRange>, Problem> {
 
 fn start(call: &Call, query: &Query) -> Result<WatchStart, Problem> {
     let after = query.revision("after")?;
-    let last = match call.header_text(LAST_EVENT_ID)?.map(str::trim) {
-        None | Some("") => None,
-        Some(id) => Some(last_event_id(id)?),
-    };
+    let last = seen_last(call)?;
     // A browser repeats its first URL for ever: what it saw last says more.
     Ok(last.or(after).map_or(WatchStart::Now, WatchStart::After))
+}
+
+/// What a client that comes back has seen.
+pub(super) fn seen_last(call: &Call) -> Result<Option<Revision>, Problem> {
+    match call.header_text(LAST_EVENT_ID)?.map(str::trim) {
+        None | Some("") => Ok(None),
+        Some(id) => last_event_id(id).map(Some),
+    }
 }
 
 fn last_event_id(id: &str) -> Result<Revision, Problem> {

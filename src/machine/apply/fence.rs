@@ -34,7 +34,7 @@ impl Source<'_> {
     }
 
     fn is(&self, claim: &KeyValue, fence: &Fence) -> bool {
-        claim.create_revision == fence.token && self.root.leases.contains_key(&claim.lease)
+        claim.create_revision == fence.token && self.root.leases.contains(claim.lease)
     }
 
     /// The claims that hold, in the order of their tokens.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 impl Work<'_> {
     /// Within a transaction: the quota is looked at when it ends.
     pub(super) fn session(&mut self, id: LeaseId, ttl_ms: u64, label: &LeaseLabel) -> Result<OpReply, Stop> {
-        if self.machine.root.leases.contains_key(&id) {
+        if self.machine.root.leases.contains(id) {
             return Err(Rejection::LeaseExists(id).into());
         }
         let label = Some(label).filter(|label| **label != LeaseLabel::default()).cloned().map(Arc::new);
@@ -34,7 +34,7 @@ impl Work<'_> {
 
 impl Machine {
     pub(super) fn grant(&mut self, id: LeaseId, ttl_ms: u64, label: Option<&LeaseLabel>) -> Result<Reply, Stop> {
-        if self.root.leases.contains_key(&id) {
+        if self.root.leases.contains(id) {
             return Err(Rejection::LeaseExists(id).into());
         }
         self.ensure_room(LEASE_BYTES + label.map_or(0, label_bytes))?;
@@ -72,7 +72,7 @@ impl Machine {
 
     pub(super) fn end_lease(&mut self, id: LeaseId) {
         let root = &mut self.root;
-        if let Some(old) = root.leases.remove(&id) {
+        if let Some(old) = root.leases.remove(id) {
             root.sum.remove(hash::lease(id, &old));
             root.lease_bytes -= old.bytes();
             self.lease_changes.push(LeaseChange::Ended { id });
@@ -80,7 +80,7 @@ impl Machine {
     }
 
     pub(super) fn renew_lease(&mut self, id: LeaseId) -> Result<Reply, Stop> {
-        let Some(Lease { ttl_ms, label, implicit, .. }) = self.root.leases.get(&id).cloned() else {
+        let Some(Lease { ttl_ms, label, implicit, .. }) = self.root.leases.get(id) else {
             return Err(Rejection::LeaseNotFound(id).into());
         };
         self.start_lease(id, ttl_ms, label, implicit);
@@ -93,7 +93,7 @@ impl Machine {
         reason: DeleteReason,
         events: &mut Vec<RevisionEvents>,
     ) -> Result<Reply, Stop> {
-        if !self.root.leases.contains_key(&id) {
+        if !self.root.leases.contains(id) {
             return Err(Rejection::LeaseNotFound(id).into());
         }
         let deleted = self.end_with_keys(id, reason, events)?;
@@ -130,7 +130,7 @@ impl Machine {
     }
 
     fn is_started_as(&self, start: LeaseStart) -> bool {
-        self.root.leases.get(&start.id).is_some_and(|lease| lease.generation == start.generation)
+        self.root.leases.get(start.id).is_some_and(|lease| lease.generation == start.generation)
     }
 
     /// Each lease's keys go at a revision of their own.
@@ -158,7 +158,7 @@ impl Machine {
             if !self.is_started_as(*start) {
                 continue;
             }
-            if let Some(lease) = self.root.leases.get(&start.id).cloned() {
+            if let Some(lease) = self.root.leases.get(start.id) {
                 self.put_lease(start.id, Lease { remaining_ms: Some(*remaining_ms), ..lease });
                 noted += 1;
             }
@@ -169,7 +169,7 @@ impl Machine {
     pub(super) fn set_ttl(&mut self, key: &Bytes, id: LeaseId, ttl_ms: u64) -> Result<Reply, Stop> {
         let revision = self.root.numbers.revision;
         let current = self.lease_of(key)?;
-        match self.root.leases.get(&current) {
+        match self.root.leases.get(current) {
             Some(lease) if lease.implicit => {
                 self.start_lease(current, ttl_ms, None, true);
                 Ok(Reply::Ttl { lease: current, ttl_ms, revision })

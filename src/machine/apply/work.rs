@@ -8,13 +8,13 @@ use super::super::Stop;
 use super::super::authority::Authorized;
 use super::super::hash::Sum;
 use super::super::index::{KeyRecord, Place};
+use super::super::leases::{Attached, Leases};
 use super::super::read::{Source, event};
-use super::super::root::{Lease, Numbers, Root};
+use super::super::root::{Numbers, Root};
 use super::super::writer::Machine;
-use crate::model::{Event, LeaseChoice, LeaseId, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
+use crate::model::{Event, LeaseChoice, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
 use crate::storage::record::Record;
 use bytes::Bytes;
-use imbl::{OrdMap, OrdSet};
 use std::sync::Arc;
 
 pub(super) struct Work<'m> {
@@ -43,10 +43,10 @@ pub(super) struct Former {
 struct Tables {
     numbers: Numbers,
     sum: Sum,
-    leases: OrdMap<LeaseId, Lease>,
+    leases: Leases,
     lease_bytes: u64,
     lease_starts: u64,
-    attached: OrdSet<(LeaseId, Bytes)>,
+    attached: Attached,
 }
 
 impl<'m> Work<'m> {

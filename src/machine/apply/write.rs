@@ -130,13 +130,7 @@ impl Work<'_> {
 
     /// Ends a lease and deletes its keys in key order.
     pub(super) fn revoke(&mut self, id: LeaseId, reason: DeleteReason) -> Result<u64, Stop> {
-        let root = &mut self.machine.root;
-        let keys: Vec<Bytes> = root
-            .attached
-            .range((id, Bytes::new())..)
-            .take_while(|(of, _)| *of == id)
-            .map(|(_, key)| key.clone())
-            .collect();
+        let keys: Vec<Bytes> = self.machine.root.attached.keys(id).cloned().collect();
         let mut deleted = 0;
         for key in keys {
             let old = self.indexed(&key).ok_or_else(|| Stop::invariant("a key is attached that does not exist"))?;
@@ -152,10 +146,10 @@ impl Work<'_> {
         let wanted = match choice {
             LeaseChoice::Detach => 0,
             LeaseChoice::Keep | LeaseChoice::KeepOfExisting => current,
-            LeaseChoice::Attach(id) if id == 0 || self.machine.root.leases.contains_key(&id) => id,
+            LeaseChoice::Attach(id) if id == 0 || self.machine.root.leases.contains(id) => id,
             LeaseChoice::Attach(id) => return Err(Rejection::LeaseNotFound(id).into()),
             LeaseChoice::Implicit { id, ttl_ms } => {
-                if self.machine.root.leases.contains_key(&id) {
+                if self.machine.root.leases.contains(id) {
                     return Err(Rejection::LeaseExists(id).into());
                 }
                 self.machine.start_lease(id, ttl_ms, None, true);
@@ -167,16 +161,16 @@ impl Work<'_> {
         }
         let root = &mut self.machine.root;
         if current != 0 {
-            root.attached.remove(&(current, key.clone()));
+            root.attached.remove(current, key);
             root.sum.remove(hash::attachment(current, key));
-            let is_used = root.attached.range((current, Bytes::new())..).next().is_some_and(|(of, _)| *of == current);
-            if !is_used && root.leases.get(&current).is_some_and(|lease| lease.implicit) {
+            let is_used = root.attached.keys(current).next().is_some();
+            if !is_used && root.leases.get(current).is_some_and(|lease| lease.implicit) {
                 self.machine.end_lease(current);
             }
         }
         if wanted != 0 {
             let root = &mut self.machine.root;
-            root.attached.insert((wanted, key.clone()));
+            root.attached.insert(wanted, key.clone());
             root.sum.add(hash::attachment(wanted, key));
         }
         Ok(wanted)

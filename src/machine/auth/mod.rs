@@ -11,9 +11,8 @@ mod ranges;
 pub(super) use image::PortableAuth;
 
 use super::hash::{self, Sum};
-use crate::model::{
-    AuthCommand, AuthRefusal, KeyRange, LeaseId, Need, PasswordHash, Permission, ROOT, TokenHash, limits,
-};
+use super::leases::Attached;
+use crate::model::{AuthCommand, AuthRefusal, KeyRange, Need, PasswordHash, Permission, ROOT, TokenHash, limits};
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 use ranges::{covered, merged};
@@ -85,9 +84,6 @@ impl Default for AuthState {
     }
 }
 
-/// Which keys hang on a lease.
-pub(crate) type Attached = OrdSet<(LeaseId, Bytes)>;
-
 /// What there is.
 impl AuthState {
     pub(crate) fn enabled(&self) -> bool {
@@ -128,12 +124,11 @@ impl AuthState {
         let roles = || user.roles.iter().filter_map(|role| self.role(role));
         let reads = |range: &KeyRange| covered(range, || roles().map(|role| &role.reads[..]));
         let writes = |range: &KeyRange| covered(range, || roles().map(|role| &role.writes[..]));
-        let keys = |id: LeaseId| attached.range((id, Bytes::new())..).take_while(move |(of, _)| *of == id);
         match need {
             Need::Read(range) => reads(range),
             Need::Write(range) => writes(range),
-            Need::Lease(id) => keys(*id).all(|(_, key)| writes(&KeyRange::key(key.clone()))),
-            Need::LeaseKeys(id) => keys(*id).all(|(_, key)| reads(&KeyRange::key(key.clone()))),
+            Need::Lease(id) => attached.keys(*id).all(|key| writes(&KeyRange::key(key.clone()))),
+            Need::LeaseKeys(id) => attached.keys(*id).all(|key| reads(&KeyRange::key(key.clone()))),
             Need::Grant => true,
             Need::Administer => false,
             Need::User(asked) => asked == name,

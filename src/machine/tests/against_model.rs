@@ -272,8 +272,8 @@ fn hash_made_anew(rig: &Rig) {
             }
         }
     }
-    for (id, lease) in &root.leases {
-        sum.add(hash::lease(*id, lease));
+    for (id, lease) in root.leases.iter() {
+        sum.add(hash::lease(id, &lease));
     }
     for record in root.idempotency.iter() {
         sum.add(record.hash());

@@ -3,8 +3,8 @@
 use super::support::*;
 use crate::model::CompareOp::{Equal, Greater, Less, NotEqual};
 use crate::model::{
-    Caller, Command, Compare, CompareTarget, DeleteReason, EventKind, KeyRange, LeaseChoice, Op, OpReply, RangeOp,
-    RangeSort, Rejection, Reply, SortOrder,
+    Caller, Command, Compare, CompareTarget, DeleteReason, EventKind, KeyRange, LeaseChoice, LeaseRemaining,
+    LeaseStart, Op, OpReply, RangeOp, RangeSort, Rejection, Reply, SortOrder,
 };
 
 fn keys(reply: &crate::model::RangeReply) -> Vec<&str> {
@@ -186,7 +186,36 @@ fn filters_do_not_change_the_count_and_ties_keep_key_order() {
     assert!(!reply.more);
 }
 
-/// etcd #18089, #19179: compaction at a delete must not lose what comes after it.
+/// Only the leader of the entry's own term has counted; and what was started again since is another lease.
+#[test]
+fn what_a_former_leader_proposes_ends_and_shortens_nothing() {
+    let mut rig = Rig::new();
+    rig.command(Command::LeaseGrant { id: 7, ttl_ms: 120_000 }).unwrap();
+    rig.ops(vec![put_with("a", "1", LeaseChoice::Attach(7))]).unwrap();
+    let lease = |rig: &Rig| rig.machine.reader().view().lease(7);
+    let granted = lease(&rig).unwrap();
+    let start = LeaseStart { id: 7, generation: granted.generation };
+    let remaining = LeaseRemaining { start, remaining_ms: 1000 };
+    // The rig's entries are of term 1.
+    for proposed in [0, 2] {
+        let refused = Err(Rejection::StaleTerm { proposed, current: 1 });
+        for command in [
+            Command::LeaseExpire { term: proposed, leases: vec![start] },
+            Command::LeaseCheckpoint { term: proposed, leases: vec![remaining] },
+        ] {
+            let told = rig.command(command);
+            assert_eq!(told, refused, "VIOLATION: the leader of term {proposed} decided in term 1");
+        }
+        assert_eq!(lease(&rig), Some(granted.clone()), "VIOLATION: the lease was changed");
+    }
+    rig.command(Command::LeaseRenew { id: 7 }).unwrap();
+    let passed_over = rig.command(Command::LeaseExpire { term: 1, leases: vec![start] });
+    assert!(matches!(passed_over, Ok(Reply::LeasesExpired { leases: 0, deleted: 0, .. })), "{passed_over:?}");
+    let start = LeaseStart { id: 7, generation: lease(&rig).unwrap().generation };
+    let ended = rig.command(Command::LeaseExpire { term: 1, leases: vec![start] });
+    assert!(matches!(ended, Ok(Reply::LeasesExpired { leases: 1, deleted: 1, .. })), "{ended:?}");
+}
+
 #[test]
 fn revoking_a_lease_deletes_its_keys_in_one_revision_in_key_order() {
     let mut rig = Rig::new();

@@ -141,6 +141,32 @@ fn of_a_million_keys() {
     image(&machine, &options, &dir.path().join("b"));
 }
 
+/// Beside their keys, which are there before. The leader's lessor counts 64 bytes more.
+#[test]
+#[ignore = "measures; takes a minute"]
+fn of_a_million_leases() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
+    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
+    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    loader.run(&mut machine, batches(0..KEYS, b'a'), "new keys");
+    let before = rss_bytes();
+    let id = |n: u64| i64::try_from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1).unwrap() | 1;
+    let mut ns = 0;
+    for first in (0..KEYS).step_by(BATCH as usize) {
+        let set = |n| propose(Command::TtlSet { key: key(n), id: id(n), ttl_ms: 60_000 });
+        let proposals = (first..first + BATCH).map(set).collect();
+        loader.index += 1;
+        let start = Instant::now();
+        let batch = Batch { proposed_at_ms: 1, wall_ms: 1, proposals };
+        let applied = machine.apply(LogPosition { term: 1, node: 1, index: loader.index }, &batch).unwrap();
+        ns += start.elapsed().as_nanos();
+        assert!(applied.outcomes.iter().all(|outcome| outcome.result.is_ok()));
+    }
+    assert_eq!(machine.reader().view().stats().leases, KEYS);
+    println!("{} ns per lease; RSS per lease: {} bytes", ns / u128::from(KEYS), (rss_bytes() - before) / KEYS);
+}
+
 fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
     let start = Instant::now();
     let blocks = blocks(machine);

@@ -12,6 +12,8 @@ mod election;
 mod place;
 mod queue;
 mod release;
+#[cfg(test)]
+mod tests;
 mod txns;
 
 pub use acquire::Acquired;

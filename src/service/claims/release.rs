@@ -49,20 +49,40 @@ impl Service {
         (of, lease): (&ClaimName, LeaseId),
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<()>, Failure> {
-        self.barrier(context).await?;
-        let view = self.newest();
-        let claim = view.get(&context.caller, &of.claim(lease), 0)?;
-        let token = match (claim, &idempotency) {
-            (Some(kv), _) => kv.create_revision,
-            // A repetition finds nothing and is answered what the first was.
-            (None, Some(_)) => 0,
-            (None, None) => return Err(not_found(of, lease)),
-        };
-        let ends = view.lease(lease).is_some_and(|lease| lease.implicit);
-        let (answer, _) = self.claim_txn(context, txns::remove(&[(of.claim(lease), token)]), idempotency).await?;
-        if !answer.body || token == 0 && !answer.replayed {
-            return Err(not_found(of, lease));
+        // What this member knows already is tried first: the transaction sees whether it is still so, and whoever
+        // waits for the claim need not wait for a barrier. A repetition's outcome is kept, so it has one try.
+        let mut confirmed = idempotency.is_some();
+        if confirmed {
+            self.barrier(context).await?;
         }
+        let (answer, ends) = loop {
+            let (claim, ends) = {
+                let view = self.newest();
+                let ends = view.lease(lease).is_some_and(|lease| lease.implicit);
+                (view.get(&context.caller, &of.claim(lease), 0)?, ends)
+            };
+            let token = match (claim, &idempotency) {
+                (Some(kv), _) => kv.create_revision,
+                (None, _) if !confirmed => {
+                    confirmed = true;
+                    self.barrier(context).await?;
+                    continue;
+                }
+                // A repetition finds nothing and is answered what the first was.
+                (None, Some(_)) => 0,
+                (None, None) => return Err(not_found(of, lease)),
+            };
+            let txn = txns::remove(&[(of.claim(lease), token)]);
+            let (answer, _) = self.claim_txn(context, txn, idempotency.clone()).await?;
+            if answer.body && (token != 0 || answer.replayed) {
+                break (answer, ends);
+            }
+            if confirmed {
+                return Err(not_found(of, lease));
+            }
+            confirmed = true;
+            self.barrier(context).await?;
+        };
         // It ended with its last key; only if more was attached to it, it is still there.
         if ends && self.newest().lease(lease).is_some() {
             match self.lease_revoke(context, lease, None).await {

@@ -1,7 +1,8 @@
 //! Each bug of etcd's table of watch bugs that the hub alone could have, by its number there. Those
 //! of the machine are in its own tests: #17247 (a transaction's values in a cache), #17780 (the revision
 //! falls back), #18667 (reading a compacted revision inside a transaction), #19179 (a delete at the
-//! compacted revision). #20418 is a stale read after a change of leader: it takes more than one member.
+//! compacted revision). What takes more than one member is in `tests/it/etcd_bugs.rs` (#15220, #15271 and #20221 once
+//! more) and `tests/chaos/etcd_issues.rs` (#20418, a stale read after a change of leader).
 
 use super::*;
 

@@ -158,6 +158,10 @@ pub(super) async fn locks(run: &mut Run) {
     let expected = json!({"name": "a/b", "kind": "lock", "state": "held", "position": 0, "token": token, "lease": lease,
         "owner": "ci-42", "metadata": {"run": 7}, "ttl_ms": 60_000, "remaining_ms": 60_000});
     assert_eq!(held, expected);
+    let page = run.drive("lockList", "/v1/locks?limit=1", NO_HEADERS, "", 200).await;
+    let next = page.json()["next"].as_str().expect("a second lock").to_owned();
+    let link = page.header("link").expect("a link to the next page");
+    assert_eq!(link, format!("</v1/locks?limit=1&cursor={next}>; rel=\"next\""));
     let key = format!("/v1/kv/_tenure/locks/a%252Fb/{}", lease.trim_start_matches('0'));
     assert_eq!(
         run.drive("kvGet", &key, NO_HEADERS, "", 200).await.header("tenure-create-revision").unwrap(),
@@ -252,8 +256,16 @@ pub(super) async fn elections(run: &mut Run) {
     let lines = until(run, "electionObserve", "/v1/elections/e/observe?bookmarks=1s", NO_HEADERS, "bookmark").await;
     assert!(lines.starts_with(r#"{"type":"leader""#) && lines.contains(r#""value":"n1c""#), "{lines}");
     let sse: Headers<'_> = &[("accept", "text/event-stream")];
-    let events = until(run, "electionObserve", "/v1/elections/e/observe", sse, "\n\n").await;
-    assert!(events.starts_with("event: leader\nid: "), "{events}");
+    let events = until(run, "electionObserve", "/v1/elections/e/observe", sse, "}\n\n").await;
+    assert!(events.starts_with("retry: 1000\n\nevent: leader\nid: "), "{events}");
+    let id = events.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
+    let back: Headers<'_> = &[("accept", "text/event-stream"), ("last-event-id", &id)];
+    let again = until(run, "electionObserve", "/v1/elections/e/observe?consistency=stale", back, "leader").await;
+    assert!(again.contains(r#""value":"n1c""#), "{again}");
+    let odd: Headers<'_> = &[("last-event-id", "yesterday")];
+    run.drive("electionObserve", "/v1/elections/e/observe", odd, "", 400).await;
+    let ahead: Headers<'_> = &[("last-event-id", "900000000")];
+    run.drive("electionObserve", "/v1/elections/e/observe?consistency=stale&timeout=50ms", ahead, "", 504).await;
     run.drive("electionResign", &mine, NO_HEADERS, "", 200).await;
     let changed = run.drive("electionGet", "/v1/elections/e?wait=5s", &[("if-none-match", &tag)], "", 200).await.json();
     assert_eq!(changed["leader"]["token"], second["token"]);

@@ -78,8 +78,11 @@ async fn shared(run: &mut Run) {
 
 async fn lists(run: &mut Run) {
     let count = |page: &Value| page["items"].as_array().map(Vec::len);
-    let first = run.drive("leaseList", "/v1/leases?limit=1", NO_HEADERS, "", 200).await.json();
+    let linked = run.drive("leaseList", "/v1/leases?limit=1", NO_HEADERS, "", 200).await;
+    let first = linked.json();
     let next = format!("/v1/leases?cursor={}", first["next"].as_str().expect("a second lease"));
+    let link = linked.header("link").expect("a link to the next page");
+    assert_eq!(link, format!("</v1/leases?limit=1&cursor={}>; rel=\"next\"", first["next"].as_str().unwrap()));
     // Some of the leases here are of single keys, and are not listed.
     assert_eq!(count(&run.drive("leaseList", &next, NO_HEADERS, "", 200).await.json()), Some(1));
     let named = run.drive("leaseList", "/v1/leases?prefix=worker", NO_HEADERS, "", 200).await.json();
@@ -91,6 +94,10 @@ async fn held(run: &mut Run) {
     run.drive("leaseHold", "/v1/leases/a1/hold", NO_HEADERS, "", 404).await;
     run.drive("leaseGrant", "/v1/leases?ttl=2s&id=b1", NO_HEADERS, "", 201).await;
     run.drive("leaseHold", "/v1/leases/b1/hold?every=2s", NO_HEADERS, "", 400).await;
+    run.drive("leaseHold", "/v1/leases/b1/hold", JSON, r#"{"every":"2s"}"#, 400).await;
+    run.drive("leaseHold", "/v1/leases/b1/hold", JSON, r#"{"evry":"1s"}"#, 400).await;
+    run.drive("leaseHold", "/v1/leases/b1/hold?every=1s", JSON, r#"{"every":"500ms"}"#, 400).await;
+    run.drive("leaseHold", "/v1/leases/b1/hold", &[("content-type", "text/plain")], "every=1s", 415).await;
     let url = format!("{}/v1/leases/b1/hold?every=100ms", run.node.url());
     // The head comes after the first renewal; the body ends when the lease has.
     let stream = run.client.post(url).send().await.expect("an answer");

@@ -11,8 +11,10 @@ use crate::api::receive;
 use crate::api::rest::conditions::{Tags, etag, if_none_match};
 use crate::api::rest::fields::{Fields, Scalars, parse_body};
 use crate::api::rest::query::Names;
+use crate::api::rest::watch::{SSE_RETRY, seen_last};
 use crate::model::ClaimKind;
 use crate::model::limits::WAIT_MAX_MS;
+use crate::service::Consistency;
 use crate::service::claims::{Leader, Observer};
 use bytes::Bytes;
 use futures_util::stream::unfold;
@@ -120,9 +122,16 @@ pub(crate) async fn observe(call: &mut Call) -> Outcome {
         return Err(Problem::parameter("bookmarks", "`bookmarks` is `off`, or 1s to 5m"));
     }
     let context = call.context(&query)?;
+    let mut read = read_options(&query)?;
+    let seen = seen_last(call)?;
+    // Who comes back is not told of a leader before the one that it has seen.
+    if read.consistency != Consistency::Linearizable {
+        read.min_revision = read.min_revision.max(seen);
+    }
     let admission = call.admit_answer(0)?;
-    let answer = call.state.service.election_observe(&context, read_options(&query)?, &of).await?;
-    let telling = Telling { observer: Some(answer.body), form, bookmarks, request_id: call.request_id.clone() };
+    let answer = call.state.service.election_observe(&context, read, &of).await?;
+    let (observer, request_id) = (Some(answer.body), call.request_id.clone());
+    let telling = Telling { observer, begun: false, form, bookmarks, request_id };
     let lines = unfold(telling, |mut telling| async move {
         let line = telling.next().await?;
         Some((Ok::<_, io::Error>(line), telling))
@@ -134,6 +143,7 @@ pub(crate) async fn observe(call: &mut Call) -> Outcome {
 struct Telling {
     /// `None` after the last line.
     observer: Option<Observer>,
+    begun: bool,
     form: Form,
     bookmarks: Option<Duration>,
     request_id: String,
@@ -141,6 +151,9 @@ struct Telling {
 
 impl Telling {
     async fn next(&mut self) -> Option<Bytes> {
+        if !std::mem::replace(&mut self.begun, true) && self.form == Form::Events {
+            return Some(Bytes::from_static(SSE_RETRY));
+        }
         let observer = self.observer.as_mut()?;
         let pause = self.bookmarks.unwrap_or(Duration::MAX);
         let told = match tokio::time::timeout(pause, observer.next()).await {

@@ -13,6 +13,7 @@ use super::fence::checked_name;
 use super::fields::Scalars;
 use super::idempotency;
 use super::leases::metadata;
+use super::list::link_next;
 use super::query::{Names, Query, percent_decode};
 use super::ttl::{lease_id, ttl_ms};
 use crate::api::call::{ALWAYS, Call, Outcome, READ, read_options};
@@ -73,11 +74,15 @@ pub(crate) async fn list(call: &mut Call, kind: ClaimKind) -> Outcome {
     answer.body.items.iter().for_each(|queue| encode::queue(&mut json, queue));
     json.close_list();
     json.bool("more", answer.body.next.is_some());
-    if let Some(resume) = answer.body.next {
-        json.text("next", &Cursor { revision: answer.header.revision, filter, resume }.encode());
+    let revision = answer.header.revision;
+    let next = answer.body.next.map(|resume| Cursor { revision, filter, resume }.encode());
+    if let Some(next) = &next {
+        json.text("next", next);
     }
     json.close();
-    call.json(StatusCode::OK, Some(answer.header), json)
+    let mut answered = call.json(StatusCode::OK, Some(answer.header), json)?;
+    link_next(call, next.as_deref(), &mut answered);
+    Ok(answered)
 }
 
 pub(crate) async fn get(call: &mut Call, kind: ClaimKind) -> Outcome {

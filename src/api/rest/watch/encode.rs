@@ -38,11 +38,6 @@ impl Lines {
         self.json.into_bytes()
     }
 
-    /// How soon a browser comes back after the stream has ended.
-    pub(super) fn retry(&mut self) {
-        self.json.plain(b"retry: 1000\n\n");
-    }
-
     fn line(&mut self, kind: &str, id: Option<Revision>, write: impl FnOnce(&mut Writer)) {
         let json = &mut self.json;
         if self.format == Format::Sse {

@@ -2,8 +2,8 @@
 //! one before has gone to the connection.
 
 use super::super::list::{NDJSON, X_ACCEL_BUFFERING};
-use super::SSE;
 use super::encode::{Format, Lines, Shape};
+use super::{SSE, SSE_RETRY};
 use crate::api::body::Body;
 use crate::api::call::{Call, Outcome, Reply};
 use crate::api::problem::Problem;
@@ -28,13 +28,14 @@ pub(super) struct Manner {
 
 pub(super) async fn open(call: &mut Call, context: &Context, request: WatchRequest, manner: Manner) -> Outcome {
     let answer = call.state.service.watch(context, request).await?;
-    let lines = Open {
+    // In a box: a stream is kept by a future, which would hold it twice, and there may be very many.
+    let lines = Box::new(Open {
         stream: answer.body,
         manner,
         begun: false,
         over: manner.timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout))),
         request_id: call.request_id.clone(),
-    };
+    });
     let mut response = Response::new(Body::stream(lines.into_stream()));
     let headers = response.headers_mut();
     let content_type = match manner.format {
@@ -56,7 +57,7 @@ struct Open {
 }
 
 impl Open {
-    fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    fn into_stream(self: Box<Self>) -> impl Stream<Item = io::Result<Bytes>> + Send {
         stream::unfold(self, |mut open| async move {
             let chunk = open.next_chunk().await?;
             Some((Ok(chunk), open))
@@ -66,9 +67,7 @@ impl Open {
     async fn next_chunk(&mut self) -> Option<Bytes> {
         let format = self.manner.format;
         if !std::mem::replace(&mut self.begun, true) && format == Format::Sse {
-            let mut lines = Lines::new(format, 16);
-            lines.retry();
-            return Some(lines.into_bytes().into());
+            return Some(Bytes::from_static(SSE_RETRY));
         }
         let step = match &mut self.over {
             None => self.stream.next().await?,

@@ -1,110 +1,15 @@
 //! Three members: the leader is cut off with its leases, and another takes over.
 
-use crate::env::{Clock, SeededEntropy, SystemClock};
-use crate::machine::LeaseChange;
 use crate::model::{
-    Caller, Command, DeleteReason, EventKind, Fault, KeyRange, LeaseChoice, Op, PutOp, RangeOp, Rejection, Reply,
-    Revision, RevisionEvents,
+    Caller, Command, DeleteReason, EventKind, KeyRange, LeaseChoice, Proposal, RangeOp, Rejection, Reply,
 };
-use crate::raft::Publisher;
-use crate::raft::tests::cluster::Cluster;
 use crate::raft::tests::{LONG, eventually};
-use crate::service::{Context, LeaseGrant, Lessor, Member, Options, Parts, Service, lessor};
-use crate::storage::simdisk::SimDisk;
-use crate::storage::snapshot::SnapshotStore;
-use crate::telemetry::{Metrics, Registry};
-use crate::watch::{History, Hub, HubOptions};
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use crate::service::LeaseGrant;
+use crate::service::tests::{Members, context};
 use std::time::Duration;
 use tokio::time::Instant;
 
 const TTL: Duration = Duration::from_secs(2);
-
-#[derive(Debug)]
-struct ToLessor(Arc<Lessor>);
-
-impl Publisher for ToLessor {
-    fn leases(&self, changes: &[LeaseChange]) {
-        self.0.note(changes);
-    }
-
-    fn publish(&self, _: &[RevisionEvents]) {}
-    fn reset(&self, _: Revision) {}
-}
-
-#[derive(Debug)]
-struct NoHistory;
-
-impl History for NoHistory {
-    fn revision(&self) -> Revision {
-        1
-    }
-
-    fn compacted_revision(&self) -> Revision {
-        0
-    }
-
-    fn events(&self, _: Revision, _: usize) -> Result<Vec<RevisionEvents>, Fault> {
-        Ok(Vec::new())
-    }
-}
-
-/// Each member with its service and its lessor.
-struct Members {
-    cluster: Cluster,
-    services: BTreeMap<u64, Service>,
-}
-
-impl Members {
-    async fn start() -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let lessors: BTreeMap<u64, Arc<Lessor>> =
-            (1..=3).map(|id| (id, Arc::new(Lessor::new(clock.clone())))).collect();
-        let cluster = Cluster::start_with(None, |id| Arc::new(ToLessor(lessors[&id].clone()))).await;
-        let service = |id: u64| {
-            let node = &cluster.nodes[&id];
-            let metrics = Metrics::new(&mut Registry::default());
-            let (consensus, lessor, tasks) = (node.consensus.clone(), lessors[&id].clone(), node.tasks.clone());
-            tasks.spawn_until_stop("lessor", lessor::run(lessor.clone(), consensus.clone(), metrics.clone()));
-            let parts = Parts {
-                consensus,
-                snapshots: SnapshotStore::open(Arc::new(SimDisk::new()), "/none").unwrap(),
-                hub: Hub::new(Arc::new(NoHistory), HubOptions::default(), tasks.clone(), metrics.clone()),
-                clock: clock.clone(),
-                entropy: Arc::new(SeededEntropy::new(id)),
-                lessor,
-                tasks,
-                metrics,
-            };
-            let member = Member { cluster_id: 1, id, name: format!("m{id}").into() };
-            Service::new(parts, Options { member, admission_bytes: 1 << 20, token_ttl: Duration::from_secs(300) })
-        };
-        let services = (1..=3).map(|id| (id, service(id))).collect();
-        Self { cluster, services }
-    }
-
-    fn has(&self, id: u64, key: &'static str) -> bool {
-        let view = self.cluster.nodes[&id].consensus.reader().view();
-        view.get(&Caller::Anonymous, &key.into(), 0).unwrap().is_some()
-    }
-
-    async fn put(&self, id: u64, key: &'static str, lease: LeaseChoice) {
-        let put = PutOp {
-            key: key.into(),
-            value: "v".into(),
-            content_type: None,
-            lease,
-            prev_kv: false,
-            ignore_value: false,
-        };
-        self.services[&id].operation(&context(LONG), Op::Put(put), None).await.unwrap();
-    }
-}
-
-fn context(timeout: Duration) -> Context {
-    Context::new(Caller::Anonymous, timeout)
-}
 
 fn grant(id: i64, ttl: Duration) -> LeaseGrant {
     LeaseGrant { id: Some(id), ttl_ms: ttl.as_millis().try_into().unwrap(), ..LeaseGrant::default() }
@@ -152,7 +57,7 @@ async fn a_new_leader_gives_every_lease_its_whole_ttl_and_the_old_one_ends_and_r
         views.map(|view| (view.applied().map(|at| at.index), view.state_hash())).collect::<Vec<_>>()
     };
     eventually("all have the same state", || hashes().windows(2).all(|pair| pair[0] == pair[1])).await;
-    members.cluster.stop().await;
+    members.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +72,7 @@ async fn what_a_former_leader_proposes_ends_nothing() {
     let generation = consensus.reader().view().lease(7).unwrap().generation;
     let expire = async |term, generation| {
         let command = Command::LeaseExpire { term, leases: vec![start(generation)] };
-        let proposal = crate::model::Proposal { caller: Caller::System, idempotency: None, command };
+        let proposal = Proposal { caller: Caller::System, idempotency: None, command };
         consensus.propose(&proposal, LONG).await.unwrap().result
     };
     let refused = expire(term - 1, generation).await;
@@ -181,5 +86,5 @@ async fn what_a_former_leader_proposes_ends_nothing() {
     assert_eq!(consensus.reader().view().range(&Caller::Anonymous, &range).unwrap().count, 0);
     let events = consensus.reader().view().events(2, 100).unwrap();
     assert_eq!(events.last().unwrap().events[0].kind, EventKind::Delete(DeleteReason::Expired));
-    members.cluster.stop().await;
+    members.stop().await;
 }

@@ -1,0 +1,64 @@
+//! Claims on three members, one of which knows less than the others.
+
+use super::{Acquired, ClaimRequest, Session};
+use crate::model::{Caller, ClaimKind, ClaimName, Failure, LeaseId, Rejection};
+use crate::raft::tests::{LONG, eventually};
+use crate::service::tests::{Members, context};
+use crate::service::{LeaseGrant, Service};
+use bytes::Bytes;
+use std::time::Duration;
+
+async fn grant(service: &Service, id: LeaseId) {
+    let grant = LeaseGrant { id: Some(id), ttl_ms: 600_000, ..LeaseGrant::default() };
+    service.lease_grant(&context(LONG), grant, None).await.unwrap();
+}
+
+fn request(of: &ClaimName, lease: LeaseId) -> ClaimRequest {
+    ClaimRequest { of: of.clone(), session: Session::Lease(lease), value: Bytes::new(), permits: 1, limit: None }
+}
+
+/// etcd's Jepsen report on locks: whoever has waited long looks at an old state, in which it is first in the queue
+/// and its lease lives. It must not be told that it holds while another does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_on_a_member_left_behind_is_not_told_that_it_holds() {
+    const HOLDER: LeaseId = 1;
+    const WAITER: LeaseId = 2;
+    const NEXT: LeaseId = 3;
+    let members = Members::start().await;
+    let (first, third) = (&members.services[&1], members.services[&3].clone());
+    let of = ClaimName::new(ClaimKind::Lock, "l");
+    for lease in [HOLDER, WAITER, NEXT] {
+        grant(first, lease).await;
+    }
+    let held = first.claim_acquire(&context(LONG), request(&of, HOLDER), Duration::ZERO, None).await.unwrap();
+    assert!(matches!(held.body, Acquired::Held(_)), "{held:?}");
+    let asked = request(&of, WAITER);
+    let mut waiter = tokio::spawn(async move { third.claim_acquire(&context(LONG), asked, LONG, None).await });
+    // Its member takes in that the lock is free, and does not tell it yet.
+    let claims = |id: u64| {
+        let service = &members.services[&id];
+        let queue = service.queue_in(&service.newest(), &Caller::System, &of).unwrap();
+        queue.claims.iter().map(|claim| claim.lease).collect::<Vec<_>>()
+    };
+    eventually("the waiter is queued", || claims(3) == [HOLDER, WAITER]).await;
+    // Registered as well: for its own claim and for the one before it.
+    eventually("the waiter waits", || members.watchers(3) == 2).await;
+    first.claim_release(&context(LONG), (&of, HOLDER), None).await.unwrap();
+    eventually("its member knows", || claims(3) == [WAITER]).await;
+    members.cluster.net.cut.lock().insert(3);
+    // The others go on: the waiter's lease ends, and another takes the lock.
+    first.lease_revoke(&context(LONG), WAITER, None).await.unwrap();
+    let next = first.claim_acquire(&context(LONG), request(&of, NEXT), Duration::ZERO, None).await.unwrap();
+    assert!(matches!(next.body, Acquired::Held(_)), "{next:?}");
+    assert_eq!(claims(3), [WAITER], "its member knew of it: nothing was tried");
+    members.wake_watchers(3);
+    let told = tokio::time::timeout(Duration::from_secs(1), &mut waiter).await;
+    assert!(told.is_err(), "VIOLATION: a waiter was told {told:?} while another holds");
+    members.cluster.net.cut.lock().clear();
+    let told = waiter.await.unwrap();
+    assert!(
+        matches!(told, Err(Failure::Rejected(Rejection::LeaseNotFound(WAITER)))),
+        "VIOLATION: a waiter whose lease has ended was told {told:?}"
+    );
+    members.stop().await;
+}
