@@ -26,9 +26,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Waits after the first refusal, doubled at each further one up to the maximum.
-const BACKOFF_MIN: Duration = Duration::from_millis(2);
-const BACKOFF_MAX: Duration = Duration::from_millis(50);
+/// Waits after the first refusal, doubled at each further one up to the maximum. What is pending waits this
+/// much longer than it must while the lead changes hands, so the maximum is short: the next try only asks
+/// this member who leads.
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+const BACKOFF_MAX: Duration = Duration::from_millis(8);
 
 /// What the batcher needs of Raft and the machine.
 pub(crate) trait Log: Send + Sync + 'static {

@@ -12,6 +12,8 @@
 
 mod cli;
 mod cluster;
+mod cluster_cli;
+mod cluster_peers;
 mod contract;
 mod deploy;
 mod dev;
