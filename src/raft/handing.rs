@@ -118,7 +118,7 @@ impl Consensus {
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
             asked = Some(heir);
-            if link.pass_to(heir, options.election_min).await == Passed::Taken {
+            if link.pass_to(heir, options.election_max).await == Passed::Taken {
                 return;
             }
             tracing::warn!(heir = format!("{heir:x}"), "the lead was offered and not taken");
@@ -135,7 +135,7 @@ impl Consensus {
     pub(super) async fn lead_to(&self, to: MemberId, timeout: Duration) -> Result<MemberId, Failure> {
         let (link, options) = (self.link(), self.options());
         let term = link.term();
-        if link.pass_to(to, options.election_min).await == Passed::NotTaken {
+        if link.pass_to(to, options.election_max).await == Passed::NotTaken {
             tracing::warn!(to = format!("{to:x}"), "the lead was offered and not taken: it is taken back");
             link.take_back(to).await;
         }

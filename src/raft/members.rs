@@ -105,6 +105,10 @@ fn settled_voters(metrics: &Metrics) -> Result<BTreeSet<MemberId>, Failure> {
     }
 }
 
+fn behind(lag_entries: u64, reachable: bool) -> Failure {
+    Rejection::LearnerBehind { lag_entries, reachable }.into()
+}
+
 fn not_found(id: MemberId) -> Failure {
     Rejection::MemberNotFound(format!("{id:x}")).into()
 }
@@ -296,21 +300,27 @@ impl Consensus {
                 let states = self.member_states_here().ok_or(Failure::not_proposed(Why::NoLeader))?;
                 let state = states.iter().find(|state| state.id == id).ok_or_else(|| not_found(id))?;
                 lag = state.lag;
-                if state.voter || (state.matched.is_some() && state.in_reach && lag <= max_lag) {
+                if state.voter {
                     return Ok(());
+                }
+                if state.matched.is_some() && state.in_reach && lag <= max_lag {
+                    // A vote of one that has ended a moment ago could cost the cluster its majority.
+                    let peer = Peer { id, member: state.member.clone() };
+                    let asked: Result<About, _> = self.link().call(peer, Lane::Control, &Call::About, patience).await;
+                    return asked.map(drop).map_err(|_| behind(lag, false));
                 }
                 // A leader that has just been elected has heard nobody yet.
                 let unheard = || clock.monotonic().saturating_sub(began);
                 let silence = state.last_contact_ms.map_or_else(unheard, Duration::from_millis);
                 let expected = newcomer && state.member.incarnation == 0;
                 if silence > patience && !expected {
-                    return Err(Rejection::LearnerBehind { lag_entries: lag, reachable: false }.into());
+                    return Err(behind(lag, false));
                 }
                 tokio::time::sleep(LOOK).await;
             }
         };
         let waited = tokio::time::timeout(wait, waiting).await;
-        waited.unwrap_or(Err(Rejection::LearnerBehind { lag_entries: lag, reachable: true }.into()))
+        waited.unwrap_or_else(|_| Err(behind(lag, true)))
     }
 
     fn keeps_quorum(&self, voters: &BTreeSet<MemberId>, force: bool) -> Result<(), Failure> {
