@@ -102,10 +102,10 @@ row() {
     local system=$1 endpoints=$2 name=$3 report
     shift 3
     report=$("$TENURE_BIN" --endpoints "$endpoints" -o json bench "$@" --seed 1)
-    awk -v system="$system" -v name="$name" -v ops="$(member "$report" ops_per_s)" \
+    awk -v sys="$system" -v name="$name" -v ops="$(member "$report" ops_per_s)" \
         -v p50="$(member "$report" p50)" -v p99="$(member "$report" p99)" -v errors="$(member "$report" error_count)" \
         -v cpu="$(member "${report#*\"server\"}" cpu_us_per_op)" 'BEGIN {
-            printf "| %s | %s | %.0f | %.2f ms | %.2f ms | %s | %s |\n", name, system, ops, p50 / 1000, p99 / 1000,
+            printf "| %s | %s | %.0f | %.2f ms | %.2f ms | %s | %s |\n", name, sys, ops, p50 / 1000, p99 / 1000,
                 errors, cpu == "" ? "-" : sprintf("%.1f µs", cpu)
         }'
     p99=$(member "$report" p99)
