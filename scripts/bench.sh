@@ -4,20 +4,40 @@ set -euo pipefail
 
 usage() {
     cat <<'HELP'
-usage: scripts/bench.sh [SECONDS]
+usage: scripts/bench.sh [--members COUNT] [--against-etcd] [SECONDS]
+       scripts/bench.sh --join [--members COUNT] [KEYS]
 
-Builds a release binary, starts a fresh node on this machine and runs `tenure bench` through fixed
-scenarios, SECONDS (10) each. Load generator and node share the machine: compare ratios, not absolutes.
+Builds a release binary, starts fresh members on this machine (one, or COUNT as one cluster) and runs
+`tenure bench` through fixed scenarios, SECONDS (10) each, with the connections spread over all members.
+Load generator and members share the machine: compare ratios, not absolutes. The processor time is that of
+all servers together.
+
+  --against-etcd  starts as many etcd members beside it (`etcd` on the PATH) and runs each scenario against
+                  both in turn: Tenure by REST and by the JSON gateway, etcd by its JSON gateway
+  --join          what a new member costs those who are served: KEYS (1000000) are written, then a member
+                  joins that gets them as a snapshot, while clients write at a steady rate
 
   TENURE_BIN    the binary; without it, a release build
-  TENURE_URL    a running node to load instead of a fresh one
+  TENURE_URL    a running node, or several separated by commas, to load instead of fresh ones
+  ROUNDS        how many times --against-etcd goes through its scenarios (1)
+  RATE          writes a second while a member joins (1000)
 HELP
 }
 
-case "${1:-}" in
-    -h | --help) usage; exit 0 ;;
-esac
-seconds=${1:-10}
+members=1
+against_etcd=
+join=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) usage; exit 0 ;;
+        --members) members=${2:?--members takes a number}; shift ;;
+        --against-etcd) against_etcd=1 ;;
+        --join) join=1 ;;
+        -* | '' | *[!0-9]*) usage >&2; exit 2 ;;
+        *) break ;;
+    esac
+    shift
+done
 
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 cd "$root"
@@ -25,6 +45,10 @@ if [ -z "${TENURE_BIN:-}" ]; then
     cargo build --quiet --locked --release --bin tenure
     export TENURE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/tenure
 fi
+if [ "$members$against_etcd$join" != 1 ]; then
+    exec scripts/bench-cluster.sh "${join:+join}${against_etcd:+etcd}" "$members" "${1:-}"
+fi
+seconds=${1:-10}
 if [ -z "${TENURE_URL:-}" ]; then
     exec scripts/with-node.sh scripts/bench.sh "$seconds"
 fi

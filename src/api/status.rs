@@ -346,7 +346,7 @@ fn rejected(rejection: &Rejection, members: &mut Writer) -> Code {
         Rejection::MemberNotFound(_) => Code::MemberNotFound,
         Rejection::MemberExists(_) => Code::MemberExists,
         Rejection::ChangeInProgress => Code::ChangeInProgress,
-        Rejection::LearnerBehind { lag_entries } => {
+        Rejection::LearnerBehind { lag_entries, reachable: _ } => {
             members.count("lag_entries", *lag_entries);
             Code::LearnerBehind
         }

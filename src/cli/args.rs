@@ -989,6 +989,9 @@ pub(super) struct BenchLoad {
     /// Makes the order of random keys repeatable
     #[arg(long)]
     pub(super) seed: Option<u64>,
+    /// Speak to etcd's JSON gateway (/v3) instead: an etcd, or a member
+    #[arg(long)]
+    pub(super) etcd: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 const CONFIG: &str = "config";
+/// Between `dev` and its members, so it is in nobody's help.
+pub(super) const END_WITH: &str = "end-with";
 /// Named like a setting, but it says where settings are.
 const CONFIG_VARIABLE: &str = "TENURE_CONFIG";
 
@@ -13,9 +15,15 @@ const CONFIG_VARIABLE: &str = "TENURE_CONFIG";
 pub(super) struct ServerFlags {
     file: Option<PathBuf>,
     values: BTreeMap<String, String>,
+    /// The process that this one ends with.
+    end_with: Option<u32>,
 }
 
 impl ServerFlags {
+    pub(super) fn end_with(&self) -> Option<u32> {
+        self.end_with
+    }
+
     /// Flags over this process's environment over the file over the defaults.
     pub(super) fn layered(self) -> Result<Config, ConfigError> {
         let env = std::env::vars_os()
@@ -39,6 +47,7 @@ impl FromArgMatches for ServerFlags {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
+        self.end_with = matches.get_one::<u32>(END_WITH).copied();
         for key in KEYS {
             if let Some(values) = matches.get_many::<String>(key.name) {
                 let values: Vec<&str> = values.map(String::as_str).collect();
@@ -63,8 +72,9 @@ impl clap::Args for ServerFlags {
             .hide_env_values(true)
             .value_parser(clap::value_parser!(PathBuf))
             .help("TOML file with settings [default: /etc/tenure/tenure.toml if there is one]");
+        let end_with = Arg::new(END_WITH).long(END_WITH).hide(true).value_parser(clap::value_parser!(u32));
         // What starts etcd starts this; people who begin here need not know those names.
-        let command = etcd_flags().fold(command.arg(file), |command, name| {
+        let command = etcd_flags().fold(command.arg(file).arg(end_with), |command, name| {
             command.arg(Arg::new(name).long(name).hide(true).num_args(0..=1).default_missing_value("true"))
         });
         KEYS.iter().fold(command, |command, key| {

@@ -130,8 +130,8 @@ pub enum Rejection {
     MemberExists(String),
     #[error("another change of the membership is being made")]
     ChangeInProgress,
-    #[error("the learner is {lag_entries} entries behind")]
-    LearnerBehind { lag_entries: u64 },
+    #[error("the learner is {lag_entries} entries behind{}", silence(.reachable))]
+    LearnerBehind { lag_entries: u64, reachable: bool },
     #[error("{in_reach} of the {voters} remaining voters are in reach: no majority")]
     WouldLoseQuorum { voters: u64, in_reach: u64 },
     #[error("{0} is not a voter")]
@@ -140,6 +140,10 @@ pub enum Rejection {
     BadSnapshot(String),
     #[error(transparent)]
     Auth(#[from] AuthRefusal),
+}
+
+fn silence(reachable: &bool) -> &'static str {
+    if *reachable { "" } else { " and cannot be reached: is it running, and is its peer URL right?" }
 }
 
 /// Who holds instead of a fenced-off claim.

@@ -146,6 +146,9 @@ pub const PEER_MESSAGE_BYTES_MAX: usize = WAL_RECORD_BYTES_MAX + (1 << 20);
 pub const STATE_MARKS_MAX: usize = 4096;
 /// Connections of the peer port, three from each peer; beyond, new ones are refused at accept.
 pub const PEER_CONNECTIONS_MAX: usize = 256;
+/// Different reasons for which strangers at the peer port were refused that the log tells in five minutes; others are
+/// refused silently.
+pub const PEER_REFUSALS_REMEMBERED: usize = 16;
 /// Names of members; longer ones are refused.
 pub const MEMBER_NAME_BYTES_MAX: usize = 256;
 /// Users, roles, and roles of one user; more are refused.

@@ -294,6 +294,8 @@ pub struct Checked {
     pub listen_client: SocketAddr,
     /// The URL that others are told; follows `listen_client` unless set.
     pub advertise_client: String,
+    /// It was set.
+    pub advertise_client_set: bool,
     pub listen_peer: SocketAddr,
     /// `listen-peer` was set, so that it must be had.
     pub listen_peer_set: bool,
@@ -352,6 +354,7 @@ impl Check<'_> {
     fn all(&mut self) -> Checked {
         let listen_client = self.value("listen-client", parse::address, SocketAddr::from(([127, 0, 0, 1], 0)));
         let advertised = self.text("advertise-client").to_owned();
+        let advertise_client_set = !advertised.is_empty();
         let advertise_client = if advertised.is_empty() { format!("http://{listen_client}") } else { advertised };
         self.require("advertise-client", parse::url(&advertise_client).map(drop));
         let name = self.value("name", parse::name, String::new());
@@ -390,6 +393,7 @@ impl Check<'_> {
             etcd_metrics: self.value("etcd-metrics", parse::boolean, true),
             shown: self.config.shown(&advertise_client),
             advertise_client,
+            advertise_client_set,
             file: self.config.file.clone(),
             warnings: self.config.warnings.clone(),
         };

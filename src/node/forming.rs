@@ -40,7 +40,7 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    async fn ask(&self, url: &str, question: &Question) -> Result<Answer, String> {
+    pub(super) async fn ask(&self, url: &str, question: &Question) -> Result<Answer, String> {
         let question = codec::encode(question).map_err(|fault| fault.to_string())?;
         let (clock, entropy) = (self.clock.clone(), self.entropy.clone());
         let answer = peer::meet(url, question.into(), self.settings, clock, entropy, ASK).await?;

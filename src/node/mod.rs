@@ -6,6 +6,7 @@
 //! opened. End: the port closes and open requests get time, waits and streams end, leadership is handed
 //! over, the log closes.
 
+mod addresses;
 pub mod config;
 mod disk_watch;
 mod fatal;
@@ -29,6 +30,7 @@ use crate::service::compactor::{self, AutoCompact};
 use crate::service::{self, Context, Lessor, Service, auth, lessor};
 use crate::telemetry::{self, HttpMetrics, LogControl, Metrics, Registry};
 use crate::watch::{Hub, HubOptions};
+use addresses::Advertised;
 use config::{Checked, Forming};
 use forming::{Asker, Formed, form};
 use identity::{DataDir, Identity};
@@ -178,7 +180,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     };
     let adoptable = !matches!(config.forming, Forming::Alone);
     let reception = Reception::new(data.clone(), identity, at, adoptable, tasks.clone());
-    let door = Door::new(reception.meeting());
+    let door = Door::new(reception.meeting(), clock.clone());
     let peers = peer_port.serve(door.clone());
     let Formed { identity, members } = form(&config.forming, has_log, &data, &reception, &asker).await?;
     let transport = PeerTransport::new(settings, clock.clone(), entropy.clone());
@@ -211,6 +213,8 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
     }
     door.open(me, Arc::new(consensus.clone()));
     reception.open(consensus.clone());
+    let announced = addresses::announce(consensus.clone(), identity.clone(), Advertised::of(&config), asker);
+    tasks.spawn_until_stop("own addresses", announced);
     tasks.spawn_until_stop("identity", note_begun(consensus.clone(), data.clone(), identity.clone(), tasks.clone()));
     // With others, recovery waits for a leader: meanwhile this member already says that it is not ready.
     if (founds_alone || consensus.members().len() == 1) && !consensus.wait_recovered(RECOVERY).await {

@@ -53,7 +53,7 @@ pub(super) enum Question {
     Describe(Card),
     /// Belong to this new cluster.
     Adopt { cluster_id: u64, node_id: MemberId, incarnation: u64, founder: String },
-    /// Take me in as a learner.
+    /// Take me in as a learner; or, from a member, note where I am now.
     Join(Card),
 }
 
@@ -225,6 +225,10 @@ impl Reception {
         let Some(consensus) = self.0.consensus.get() else {
             return Err(format!("{} has not joined a cluster itself yet", self.0.card.name));
         };
+        // A member with new URLs asks like a newcomer, and may have come to the wrong address.
+        if card.begun && card.cluster_id != self.identity().cluster_id {
+            return Err(format!("{} belongs to another cluster than {}", card.name, self.0.card.name));
+        }
         let joined = consensus.take_in(card.node_id, card.member(), JOIN).await;
         let refused = |failure: crate::model::Failure| match failure {
             crate::model::Failure::Unavailable { why: Why::NoLeader, .. } => "the cluster has no leader now".to_owned(),

@@ -6,6 +6,8 @@
 
 use super::codec::Opaque;
 use super::hello::{Hello, Identity, Refusal};
+use super::quiet::Quiet;
+use crate::env::Clock;
 use crate::model::limits;
 use crate::raft::{Consensus, Lane, MemberId, TransportError};
 use bytes::Bytes;
@@ -13,7 +15,6 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tonic::body::Body;
@@ -84,7 +85,7 @@ pub struct Door(Arc<Inner>);
 struct Inner {
     inside: OnceLock<(Identity, Arc<dyn Answerer>)>,
     meeting: Meeting,
-    stranger_logged: AtomicBool,
+    quiet: Quiet,
 }
 
 impl Debug for Door {
@@ -95,8 +96,8 @@ impl Debug for Door {
 
 impl Door {
     #[must_use]
-    pub fn new(meeting: Meeting) -> Self {
-        Self(Arc::new(Inner { inside: OnceLock::new(), meeting, stranger_logged: AtomicBool::new(false) }))
+    pub fn new(meeting: Meeting, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner { inside: OnceLock::new(), meeting, quiet: Quiet::new(clock) }))
     }
 
     /// From now on peers of this cluster are let in.
@@ -123,7 +124,7 @@ impl Door {
     }
 
     fn stranger<B>(&self, request: &http::Request<B>) -> http::Response<Body> {
-        if !self.0.stranger_logged.swap(true, Ordering::Relaxed) {
+        if self.0.quiet.may_say("a client") {
             let (method, path) = (request.method(), request.uri().path());
             tracing::warn!(%method, path, "a client came to the peer port; clients go to the address of --listen-client");
         }
@@ -143,7 +144,9 @@ impl Door {
             Ok(Admitted { answerer: answerer.clone(), hello: Hello { from: *me, to: hello.from } })
         });
         admitted.map_err(|Refusal(why)| {
-            tracing::debug!("a peer was refused: {why}");
+            if self.0.quiet.may_say(&why) {
+                tracing::warn!("a member was refused at the peer port: {why}");
+            }
             Status::failed_precondition(why)
         })
     }

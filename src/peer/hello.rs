@@ -37,6 +37,15 @@ impl fmt::Display for Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 
+impl Refusal {
+    /// What answers there is not the peer protocol.
+    pub(super) fn no_member() -> Self {
+        let hint =
+            "is one of the addresses a client port, or another program's? Members meet at the address of --listen-peer";
+        Self(format!("the other end does not say who it is; {hint}"))
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -61,10 +70,7 @@ impl Hello {
     }
 
     pub(super) fn read(metadata: &MetadataMap) -> Result<Self, Refusal> {
-        let missing = || {
-            let hint = "is one of the addresses a client port, or another program's?";
-            Refusal(format!("the other end does not say who it is; {hint}"))
-        };
+        let missing = Refusal::no_member;
         let text = metadata.get(HEADER).and_then(|value| value.to_str().ok()).ok_or_else(missing)?;
         let mut parts = text.split(';');
         let version = parts.next().unwrap_or_default();

@@ -11,6 +11,7 @@ mod door;
 mod hello;
 mod link;
 mod meet;
+mod quiet;
 mod transport;
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ impl There {
         let meeting: Meeting = Arc::new(|question: Bytes| {
             Box::pin(async move { if question.is_empty() { Err("who?".to_owned()) } else { Ok(question) } })
         });
-        let (door, closing, tasks) = (Door::new(meeting), CancellationToken::new(), TaskSet::new());
+        let (door, closing, tasks) =
+            (Door::new(meeting, Arc::new(SystemClock::new())), CancellationToken::new(), TaskSet::new());
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let url = format!("http://{}", listener.address());
         let limits = Limits {
@@ -231,4 +232,69 @@ async fn members_meet_before_they_have_a_cluster() {
     assert_eq!(ask(b"hello").await.unwrap(), "hello");
     assert_eq!(ask(b"").await.unwrap_err(), "who?");
     there.stop().await;
+}
+
+/// What a connection of the peer port gets that does not keep to the protocol costs it its request, and nobody else
+/// anything.
+#[tokio::test]
+async fn garbage_and_messages_that_are_too_long_end_a_request_and_nothing_else() {
+    use tonic::body::Body;
+    use tonic::codegen::{Service, http};
+    let there = There::opened().await;
+    let (send, requests) = mpsc::channel(4);
+    let requests = stream::unfold(requests, |mut requests| async move { Some((requests.recv().await?, requests)) });
+    let mut bystander = transport(N1).stream(there.peer(), Lane::Append, requests.boxed(), LONG).await.unwrap();
+    let hello = hello::Hello { from: N1, to: N2 }.header();
+    let (clock, entropy) = outside();
+    let mut raw = link::channel(&there.url, settings().care(), clock, entropy).unwrap();
+    let mut refused = async |path: &str, body: &'static str| {
+        let request = http::Request::post(format!("{}{path}", there.url)).header("content-type", "application/grpc");
+        let request = request.header("tenure-peer", hello.to_str().unwrap()).body(Body::new(body.to_owned())).unwrap();
+        std::future::poll_fn(|context| raw.poll_ready(context)).await.unwrap();
+        let answer = tokio::time::timeout(LONG, raw.call(request)).await.expect("it is answered").unwrap();
+        answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+    };
+    // A frame of two gigabytes, a flag that there is not, and a frame that breaks off.
+    for body in ["\0\x7f\x7f\x7f\x7fx", "\x07\0\0\0\x01x", "\0\0\0\x01\0x"] {
+        let status = refused(door::CALL, body).await;
+        assert!(status.as_deref().is_some_and(|status| status != "0"), "{body:?}: {status:?}");
+        refused(door::lane_path(Lane::Append), body).await;
+    }
+    assert_eq!(there.asked(), 4, "only the streams were opened");
+    send.send(Bytes::from_static(b"one")).await.unwrap();
+    assert_eq!(bystander.next().await.unwrap().unwrap(), "one");
+    assert!(call(N1, there.peer(), "hello").await.is_ok());
+    drop(bystander);
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_not_a_member_s_is_told_apart() {
+    let (closing, tasks) = (CancellationToken::new(), TaskSet::new());
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let url = format!("http://{}", listener.address());
+    let limits = Limits {
+        connections_max: 16,
+        head_bytes_max: 16 << 10,
+        headers_max: 100,
+        head_timeout: LONG,
+        idle_timeout: LONG,
+        stall_timeout: LONG,
+    };
+    let handler = |_| async {
+        let mut answer = tonic::codegen::http::Response::new(tonic::body::Body::empty());
+        *answer.status_mut() = tonic::codegen::http::StatusCode::NOT_FOUND;
+        answer
+    };
+    tasks.spawn("another port", listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO));
+    let member = Member { peer_url: url.clone(), ..Member::default() };
+    match call(N1, Peer { id: 2, member }, "hello").await {
+        Err(TransportError::Unreachable(why)) => assert!(why.contains("a client port"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    let (clock, entropy) = outside();
+    let met = meet(&url, Bytes::from_static(b"hello"), settings(), clock, entropy, LONG).await;
+    assert!(met.as_ref().is_err_and(|why| why.contains("--listen-peer")), "{met:?}");
+    closing.cancel();
+    assert!(tasks.stop(LONG).await);
 }

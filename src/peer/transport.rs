@@ -190,6 +190,10 @@ impl Connections {
         if status.code() == Code::FailedPrecondition {
             return self.refused(Refusal(status.message().to_owned()));
         }
+        // A port that speaks HTTP/2 and something else, such as a client port.
+        if status.code() == Code::Unimplemented {
+            return self.refused(Refusal::no_member());
+        }
         match never_sent(status) {
             Some(why) => {
                 self.note(Trouble::Unreachable, &why);

@@ -24,11 +24,13 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-/// Waits after the first refusal, doubled at each further one up to the maximum.
-const BACKOFF_MIN: Duration = Duration::from_millis(2);
-const BACKOFF_MAX: Duration = Duration::from_millis(50);
+/// Waits after the first refusal, doubled at each further one up to the maximum. What is pending waits this
+/// much longer than it must while the lead changes hands, so the maximum is short: the next try only asks
+/// this member who leads.
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+const BACKOFF_MAX: Duration = Duration::from_millis(8);
 
 /// What the batcher needs of Raft and the machine.
 pub(crate) trait Log: Send + Sync + 'static {
@@ -131,6 +133,30 @@ impl Batcher {
         });
         let queued: Vec<Result<Waiting, Failure>> = queued.collect();
         join_all(queued.into_iter().map(|queued| async move { queued?.await })).await
+    }
+}
+
+impl Batcher {
+    /// As `propose_forwarded`, and what still waits when this member leads no more goes back at once. It must not
+    /// wait for its turn: two members that have just exchanged the lead may each have forwarded to the other as
+    /// many batches as may be under way, and each would wait for the other's answer.
+    pub(crate) async fn propose_while_leading(
+        &self,
+        batch: Vec<Forwarded>,
+        mut leading: watch::Receiver<Option<u64>>,
+    ) -> Vec<Answer> {
+        let answers = self.propose_forwarded(batch);
+        tokio::pin!(answers);
+        tokio::select! {
+            biased;
+            answers = &mut answers => return answers,
+            // Closed at the end, when the queue is closed too.
+            _ = leading.wait_for(Option::is_none) => {}
+        }
+        for item in self.queue.take_forwarded() {
+            item.ticket.answer(Err(Failure::not_proposed(Why::NoLeader)));
+        }
+        answers.await
     }
 }
 

@@ -12,7 +12,7 @@ use super::link::{Heard, Link, Remote, millis};
 use super::log_store::LogStore;
 use super::network::{Directory, Network, Transport};
 use super::snapshots::{self, Snapshots};
-use super::stall::{self, DiskStall, HandOver};
+use super::stall::{self, DiskStall};
 use super::types::{Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
@@ -36,8 +36,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
 
-/// How long shutdown waits for another member to take the lead.
-const HANDOVER: Duration = Duration::from_secs(1);
 /// How many of the longest election timeouts a read barrier waits for a leader.
 const BARRIER_PATIENCE: u32 = 4;
 /// How many of the longest election timeouts a leader may be silent before it is not counted on.
@@ -218,13 +216,13 @@ impl Consensus {
         let state_machine = StateMachine { applier: applier.clone(), snapshots: snapshots.clone() };
         let directory = Directory::default();
         let network = Network::new(transport.clone(), directory.clone(), log.clone());
-        let raft = Raft::new(options.id, raft_config, network, log, state_machine)
+        let raft = Raft::new(options.id, raft_config, network, log.clone(), state_machine)
             .await
             .map_err(|error| Fault::Invariant(format!("raft did not start: {error}")))?;
         directory.open(raft.server_metrics());
         let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
         let (id, applying) = (options.id, applier.clone());
-        let link = Arc::new(Link { id, raft: raft.clone(), applier: applying, transport, heard, agreement });
+        let link = Arc::new(Link { id, raft: raft.clone(), applier: applying, log, transport, heard, agreement });
         link.elect_if_alone().await;
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
         let patience = BARRIER_PATIENCE * options.election_max;
@@ -517,23 +515,6 @@ impl Consensus {
     /// If it is not written in time.
     pub async fn trigger_snapshot(&self, timeout: Duration) -> Result<LogPosition, Failure> {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
-    }
-
-    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
-    pub async fn hand_over(&self) {
-        let link = &self.0.link;
-        let mut server = link.raft.server_metrics();
-        if !link.hand_over().await {
-            return;
-        }
-        let handed_over = async {
-            while server.borrow_watched().state == ServerState::Leader {
-                if server.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        drop(tokio::time::timeout(HANDOVER, handed_over).await);
     }
 
     /// Hands leadership over, then ends Raft and closes the log. Proposals on their way end as unknown.

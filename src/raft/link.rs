@@ -7,6 +7,7 @@ use super::batcher::{self, Route};
 use super::consensus::Core;
 use super::divergence::Agreement;
 use super::log_clock::median;
+use super::log_store::LogStore;
 use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
 use super::responder::Callback;
 use super::stall::HandOver;
@@ -35,6 +36,7 @@ pub(super) struct Link {
     pub(super) id: MemberId,
     pub(super) raft: Core,
     pub(super) applier: Arc<Applier>,
+    pub(super) log: LogStore,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) heard: Heard,
     pub(super) agreement: Agreement,
@@ -156,20 +158,11 @@ impl Link {
             if leads { quorum_age.is_some_and(|age| age <= self.heard.patience) } else { self.heard.is_recent() };
         leader.filter(|_| counts)
     }
-
-    /// A voter to hand leadership to, if this member leads.
-    pub(super) fn heir(&self) -> Option<MemberId> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref()?;
-        let others = metrics.membership_config.voter_ids().filter(|id| *id != self.id);
-        others.max_by_key(|id| replication.get(id).and_then(|at| at.as_ref().map(|at| at.index)))
-    }
 }
 
 impl HandOver for Link {
     async fn hand_over(&self) -> bool {
-        let Some(heir) = self.heir() else { return false };
+        let Some(heir) = self.heirs().first().copied() else { return false };
         self.raft.trigger().transfer_leader(heir).await.is_ok()
     }
 }

@@ -25,8 +25,6 @@ const ASK_PAUSE: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// A peer that was heard of within this many of the longest election timeouts is in reach.
 const IN_REACH: u32 = 2;
-/// How long another voter may take to take the lead.
-const TRANSFER: Duration = Duration::from_secs(2);
 /// How often a leader looks for a joint configuration that nobody finishes.
 const FINISH_LOOK: Duration = Duration::from_secs(1);
 
@@ -107,6 +105,10 @@ fn settled_voters(metrics: &Metrics) -> Result<BTreeSet<MemberId>, Failure> {
     }
 }
 
+fn behind(lag_entries: u64, reachable: bool) -> Failure {
+    Rejection::LearnerBehind { lag_entries, reachable }.into()
+}
+
 fn not_found(id: MemberId) -> Failure {
     Rejection::MemberNotFound(format!("{id:x}")).into()
 }
@@ -159,8 +161,14 @@ impl Consensus {
             return Err(Failure::not_proposed(Why::NoLeader));
         }
         // Before it is this change's turn: the learner that is waited for may still have to be taken in.
-        if let Change::Promote { id, max_lag, wait_ms } | Change::Replace { new: id, max_lag, wait_ms, .. } = change {
-            self.caught_up(id, max_lag, Duration::from_millis(wait_ms)).await?;
+        match change {
+            Change::Promote { id, max_lag, wait_ms } => {
+                self.caught_up(id, max_lag, Duration::from_millis(wait_ms), false).await?;
+            }
+            Change::Replace { new, max_lag, wait_ms, .. } => {
+                self.caught_up(new, max_lag, Duration::from_millis(wait_ms), true).await?;
+            }
+            _ => {}
         }
         let Ok(_one_at_a_time) = self.membership_lock().try_lock() else {
             return Err(Rejection::ChangeInProgress.into());
@@ -267,7 +275,10 @@ impl Consensus {
         let voters = settled_voters(&self.link().raft.metrics().borrow_watched())?;
         let to = match to {
             Some(to) => to,
-            None => self.link().heir().ok_or(Rejection::NotAVoter("another member".to_owned()))?,
+            None => {
+                let heir = self.link().heirs().first().copied();
+                heir.ok_or(Rejection::NotAVoter("another member".to_owned()))?
+            }
         };
         if !voters.contains(&to) {
             return Err(Rejection::NotAVoter(format!("{to:x}")).into());
@@ -275,42 +286,41 @@ impl Consensus {
         if to == self.link().id {
             return Ok(to);
         }
-        let mut server = self.link().raft.server_metrics();
-        let ended = |_| Failure::not_proposed(Why::ShuttingDown);
-        self.link().raft.trigger().transfer_leader(to).await.map_err(ended)?;
-        let transferred = async {
-            while server.borrow_watched().current_leader != Some(to) {
-                if server.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        if tokio::time::timeout(timeout.min(TRANSFER), transferred).await.is_ok() {
-            return Ok(to);
-        }
-        // Until it steps down a leader that was to go accepts no write: so it stands for election anew.
-        if self.link().leads() {
-            drop(self.link().raft.trigger().elect(false).await);
-        }
-        Err(Failure::Unavailable { why: Why::Timeout, outcome: Outcome::Unknown })
+        self.lead_to(to, timeout).await
     }
 
-    /// Waits until a learner is at most `max_lag` entries behind.
-    async fn caught_up(&self, id: MemberId, max_lag: u64, wait: Duration) -> Result<(), Failure> {
-        let mut lag = u64::MAX;
+    /// Waits until a learner is at most `max_lag` entries behind, for as long as it is heard. A `newcomer` may
+    /// have to be started first.
+    async fn caught_up(&self, id: MemberId, max_lag: u64, wait: Duration, newcomer: bool) -> Result<(), Failure> {
+        let patience = self.options().election_max * IN_REACH;
+        let (clock, mut lag) = (self.clock(), u64::MAX);
+        let began = clock.monotonic();
         let waiting = async {
             loop {
                 let states = self.member_states_here().ok_or(Failure::not_proposed(Why::NoLeader))?;
                 let state = states.iter().find(|state| state.id == id).ok_or_else(|| not_found(id))?;
                 lag = state.lag;
-                if state.voter || (state.matched.is_some() && state.in_reach && lag <= max_lag) {
+                if state.voter {
                     return Ok(());
+                }
+                if state.matched.is_some() && state.in_reach && lag <= max_lag {
+                    // A vote of one that has ended a moment ago could cost the cluster its majority.
+                    let peer = Peer { id, member: state.member.clone() };
+                    let asked: Result<About, _> = self.link().call(peer, Lane::Control, &Call::About, patience).await;
+                    return asked.map(drop).map_err(|_| behind(lag, false));
+                }
+                // A leader that has just been elected has heard nobody yet.
+                let unheard = || clock.monotonic().saturating_sub(began);
+                let silence = state.last_contact_ms.map_or_else(unheard, Duration::from_millis);
+                let expected = newcomer && state.member.incarnation == 0;
+                if silence > patience && !expected {
+                    return Err(behind(lag, false));
                 }
                 tokio::time::sleep(LOOK).await;
             }
         };
         let waited = tokio::time::timeout(wait, waiting).await;
-        waited.unwrap_or(Err(Rejection::LearnerBehind { lag_entries: lag }.into()))
+        waited.unwrap_or_else(|_| Err(behind(lag, true)))
     }
 
     fn keeps_quorum(&self, voters: &BTreeSet<MemberId>, force: bool) -> Result<(), Failure> {

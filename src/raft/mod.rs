@@ -16,6 +16,7 @@ mod consensus;
 mod divergence;
 mod entry;
 mod flushed;
+mod handing;
 mod link;
 mod log_clock;
 mod log_store;

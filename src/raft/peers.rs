@@ -33,7 +33,7 @@ impl Consensus {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
             }
             Call::Propose(batch) => encode(&match self.ensure_writable() {
-                Ok(()) => self.batcher().propose_forwarded(batch).await,
+                Ok(()) => self.batcher().propose_while_leading(batch, self.leading()).await,
                 Err(failure) => vec![Err(failure); batch.len()],
             }),
             Call::ReadIndex { remaining_ms } => encode(&self.read_index(Duration::from_millis(remaining_ms)).await),

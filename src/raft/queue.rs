@@ -103,6 +103,15 @@ impl Queue {
         }
     }
 
+    /// What came from other members and waits, in order.
+    pub(crate) fn take_forwarded(&self) -> Vec<Queued> {
+        let mut state = self.state.lock();
+        let waiting = std::mem::take(&mut state.waiting);
+        let (forwarded, own): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|item| item.forwarded);
+        state.waiting = own.into();
+        forwarded
+    }
+
     /// Notes whether the last batch found a leader.
     pub(crate) fn note_refused(&self, refused: bool) {
         self.refused.store(refused, Ordering::Relaxed);

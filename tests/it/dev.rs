@@ -110,3 +110,23 @@ async fn members_are_killed_cut_off_and_brought_back_from_the_prompt() {
     }
     assert!(!std::path::Path::new(&dir).exists(), "{dir} is left");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn members_end_with_their_prompt_when_it_is_killed() {
+    let mut dev = Dev::start();
+    let mut said = BufReader::new(dev.child.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let dir = line.split(" in ").nth(1).and_then(|rest| rest.split(" (").next()).unwrap().to_owned();
+    // Also one that stands still, and so could do nothing about it.
+    dev.order("pause 2");
+    dev.order("leader");
+    said.read_line(&mut String::new()).unwrap();
+    dev.child.kill().unwrap();
+    let ports: Vec<u16> = (0..3).map(|n| dev.base + 100 * n).collect();
+    let gone = async || ports.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    eventually("the members have ended", LONG, gone).await;
+    drop(dev);
+    std::fs::remove_dir_all(dir).unwrap();
+}

@@ -13,6 +13,8 @@
 mod auth;
 mod cli;
 mod cluster;
+mod cluster_cli;
+mod cluster_peers;
 mod contract;
 mod deploy;
 mod dev;

@@ -318,19 +318,35 @@ impl Cluster {
     /// SIGTERM, and the end of the process.
     pub(crate) async fn terminate(&mut self, member: usize) {
         self.signal(member, rustix::process::Signal::TERM);
-        self.ended(member).await;
+        let _code = self.ended(member).await;
     }
 
-    async fn ended(&mut self, member: usize) {
+    /// Waits until a member has ended by itself; its exit code, if it has one.
+    pub(crate) async fn ended(&mut self, member: usize) -> Option<i32> {
         let child = self.members[member].child.as_mut().expect("it runs");
-        eventually("the member ends", LONG, async || child.try_wait().expect("the child can be asked").is_some()).await;
+        let mut status = None;
+        eventually("the member ends", LONG, async || {
+            status = child.try_wait().expect("the child can be asked");
+            status.is_some()
+        })
+        .await;
         self.members[member].child = None;
+        status.and_then(|status| status.code())
     }
 
     /// Waits until a member has ended by itself; its log.
     pub(crate) async fn ended_with(&mut self, member: usize) -> String {
-        self.ended(member).await;
+        let _code = self.ended(member).await;
         self.log(member)
+    }
+
+    /// Has a member that does not run come back at other addresses.
+    pub(crate) fn readdress(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        (member.client_port, member.peer_port) = (free_port(), free_port());
+        for (flag, port) in [("--advertise-peer", member.peer_port), ("--advertise-client", member.client_port)] {
+            member.arguments.extend([flag.to_owned(), format!("http://127.0.0.1:{port}")]);
+        }
     }
 
     pub(crate) async fn restart(&mut self, member: usize) {

@@ -1,6 +1,7 @@
 //! The loop of one connection, and a phase of all of them.
 
 use super::keys::{Keyspace, Rng};
+use super::request::{self, Requests};
 use super::wire::Wire;
 use crate::cli::args::{BenchLoad, KeyOrder};
 use crate::cli::exit::{CliError, UNAVAILABLE};
@@ -12,7 +13,7 @@ use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub(super) struct Plan {
     connections: u64,
     keys: Arc<Keyspace>,
     value: Arc<str>,
+    /// The words of etcd's gateway.
+    etcd: bool,
     seed: u64,
 }
 
@@ -131,9 +134,14 @@ impl Plan {
             endpoints: endpoints.to_vec(),
             connections: load.connections,
             keys: Arc::new(Keyspace::new(&load.key_prefix, load.key_size, load.key_space)?),
-            value: value.into(),
+            value: request::value(load.etcd, value),
+            etcd: load.etcd,
             seed,
         })
+    }
+
+    fn requests(&self, endpoint: &Endpoint) -> Requests {
+        Requests::new(self.etcd, self.keys.clone(), self.value.clone(), endpoint.authority().to_owned())
     }
 
     pub(super) async fn run(&self, phase: &Phase, label: &'static str) -> Result<Tally, CliError> {
@@ -167,7 +175,7 @@ impl Plan {
                 wire: wire.ok(),
                 endpoint: endpoint.clone(),
                 keys: Arc::clone(&self.keys),
-                value: Arc::clone(&self.value),
+                requests: self.requests(endpoint),
                 rng: Rng::new(self.seed ^ index.wrapping_mul(0xa076_1d64_78bd_642f)),
                 phase: *phase,
                 index,
@@ -223,7 +231,7 @@ struct Lane {
     wire: Option<Wire>,
     endpoint: Endpoint,
     keys: Arc<Keyspace>,
-    value: Arc<str>,
+    requests: Requests,
     rng: Rng,
     phase: Phase,
     index: u64,
@@ -237,7 +245,6 @@ impl Lane {
     async fn run(mut self) {
         let mut wire = self.wire.take();
         let mut request = Vec::with_capacity(64 << 10);
-        let mut body = Vec::with_capacity(64 << 10);
         let mut turn: u64 = 0;
         while self.shared.clock.monotonic() < self.shared.deadline {
             let keys = self.take();
@@ -253,7 +260,7 @@ impl Lane {
                 }
                 tokio::time::sleep(due.saturating_sub(self.shared.clock.monotonic())).await;
             }
-            let keys = self.build(&mut request, &mut body, keys);
+            let keys = self.build(&mut request, keys);
             let start = due.unwrap_or_else(|| self.shared.clock.monotonic());
             let outcome = self.exchange(&mut wire, &request).await;
             let took = self.shared.clock.monotonic().saturating_sub(start);
@@ -292,56 +299,31 @@ impl Lane {
     }
 
     /// Writes the next request for up to `keys` operations; answers how many it has.
-    fn build(&mut self, request: &mut Vec<u8>, body: &mut Vec<u8>, keys: u64) -> u64 {
-        request.clear();
+    fn build(&mut self, request: &mut Vec<u8>, keys: u64) -> u64 {
         match self.phase.mix {
             Mix::Reads { percent, stale } if self.rng.next() % 100 < percent => {
                 let key = self.next_key();
-                request.extend_from_slice(b"GET /v1/kv/");
-                self.keys.write(key, request);
-                request.extend_from_slice(if stale { &b"?consistency=stale"[..] } else { b"" });
-                write!(request, " HTTP/1.1\r\nhost: {}\r\n\r\n", self.endpoint.authority()).ok();
+                self.requests.get(request, key, stale);
                 1
             }
             Mix::Put | Mix::Reads { .. } => {
                 let key = self.next_key();
-                request.extend_from_slice(b"PUT /v1/kv/");
-                self.keys.write(key, request);
-                let (host, length) = (self.endpoint.authority(), self.value.len());
-                write!(request, " HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n").ok();
-                request.extend_from_slice(self.value.as_bytes());
+                self.requests.put(request, key);
                 1
             }
             Mix::Txn { .. } => {
-                let used = self.txn_body(body, keys);
-                let (host, length) = (self.endpoint.authority(), body.len());
-                write!(request, "POST /v1/txn HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n").ok();
-                write!(request, "content-length: {length}\r\n\r\n").ok();
-                request.extend_from_slice(body);
-                used
+                // A key may be written once in a transaction.
+                self.in_txn.clear();
+                for _ in 0..keys {
+                    let key = self.next_key();
+                    if !self.in_txn.contains(&key) {
+                        self.in_txn.push(key);
+                    }
+                }
+                self.requests.txn(request, &self.in_txn);
+                self.in_txn.len() as u64
             }
         }
-    }
-
-    /// A transaction of puts to distinct keys: a key may be written once in it.
-    fn txn_body(&mut self, body: &mut Vec<u8>, keys: u64) -> u64 {
-        body.clear();
-        body.extend_from_slice(b"{\"then\":[");
-        let mut used = 0;
-        self.in_txn.clear();
-        for _ in 0..keys {
-            let key = self.next_key();
-            if self.in_txn.contains(&key) {
-                continue;
-            }
-            self.in_txn.push(key);
-            body.extend_from_slice(if used == 0 { &b"{\"put\":{\"key\":\""[..] } else { b",{\"put\":{\"key\":\"" });
-            self.keys.write(key, body);
-            write!(body, "\",\"value\":\"{}\"}}}}", self.value).ok();
-            used += 1;
-        }
-        body.extend_from_slice(b"]}");
-        used
     }
 
     async fn exchange(&self, wire: &mut Option<Wire>, request: &[u8]) -> std::io::Result<u16> {

@@ -10,6 +10,7 @@ mod cost;
 mod keys;
 mod load;
 mod report;
+mod request;
 mod watch;
 mod wire;
 

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     operation: &'static str,
+    door: &'static str,
     connections: u64,
     key_bytes: u64,
     value_bytes: u64,
@@ -65,6 +66,7 @@ impl Report {
                 BenchLoop::Get(_) => "get",
                 BenchLoop::Mixed(_) => "mixed",
             },
+            door: if load.etcd { "etcd-json" } else { "rest" },
             connections: load.connections,
             key_bytes: load.key_size,
             value_bytes: load.value_size,

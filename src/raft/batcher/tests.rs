@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -274,6 +274,44 @@ async fn what_was_not_sent_or_not_taken_is_tried_again() {
     accept(bench.log.next().await);
     assert_eq!(quota_of(&answer.await.unwrap()), 1);
     assert!(bench.tasks.stop(LONG).await);
+}
+
+/// Two members that exchange the lead with both their places for batches taken by what each has forwarded to the
+/// other: neither may wait for the other.
+#[tokio::test(start_paused = true)]
+async fn members_that_exchange_the_lead_do_not_wait_for_each_other() {
+    let (old, new) = (Bench::new(), Bench::new());
+    // The new leader's batches are at the old one, which has its own places taken by batches for the new one.
+    old.log.set_route(Some(over_there()));
+    new.log.set_route(Some(over_there()));
+    let mut forwards = Vec::new();
+    let mut waiting = Vec::new();
+    for bench in [&old, &new] {
+        for bytes in 1..=2 {
+            waiting.push(bench.propose(bytes, LONG));
+            forwards.push(bench.log.next_forward().await);
+        }
+    }
+    let mut from_new = forwards.split_off(2);
+    let (lead, leading) = watch::channel(Some(1));
+    let carried: Vec<_> = from_new.iter_mut().map(|(batch, _)| std::mem::take(batch)).collect();
+    let answers = carried.into_iter().map(|batch| old.batcher.propose_while_leading(batch, leading.clone()));
+    let answers = join_all(answers);
+    tokio::pin!(answers);
+    assert!(futures_util::poll!(&mut answers).is_pending(), "they wait behind what the old leader has under way");
+    lead.send_replace(None);
+    for (answers, (_, forward)) in answers.await.into_iter().zip(from_new) {
+        let refused = (Why::NoLeader, Outcome::NotProposed);
+        assert!(answers.iter().all(|answer| unavailable(answer.clone()) == refused), "{answers:?}");
+        new.log.set_route(None);
+        forward.send(Ok(answers)).unwrap();
+        accept(new.log.next().await);
+    }
+    for proposed in waiting.split_off(2) {
+        assert!(proposed.await.unwrap().is_ok());
+    }
+    drop((waiting, forwards));
+    assert!(old.tasks.stop(LONG).await && new.tasks.stop(LONG).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -284,3 +284,42 @@ async fn a_leader_whose_disk_hangs_gives_the_lead_away_and_refuses_at_once() {
     assert!(first.get("refused").is_none());
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_is_not_taken_is_taken_back() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    // Nobody but the first would stand for election by themselves.
+    for id in 2..=3 {
+        cluster.nodes[&id].consensus.raft().runtime_config().elect(false);
+    }
+    cluster.net.cut.lock().insert(3);
+    let term = first.consensus.state().term;
+    let moved = first.consensus.change(Change::Lead { to: Some(3) }, LONG).await;
+    let refused = matches!(moved, Err(Failure::Unavailable { why: Why::Timeout, outcome: Known::NotProposed }));
+    assert!(refused, "{moved:?}");
+    let written = first.consensus.propose(&put("after", "v"), Duration::from_secs(10)).await;
+    assert!(written.is_ok(), "a transfer to a member that is gone ended all writes: {written:?}");
+    let state = first.consensus.state();
+    assert!(state.is_leader && state.term > term, "{state:?}");
+    cluster.net.cut.lock().clear();
+    eventually("whom it was offered follows", || cluster.nodes[&3].get("after").is_some()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_is_handed_to_a_voter_that_is_heard() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    eventually("both have it", || (2..=3).all(|id| cluster.nodes[&id].get("before").is_some())).await;
+    cluster.net.cut.lock().insert(3);
+    eventually("its silence is noticed", || first.consensus.link().heirs() == [2]).await;
+    first.consensus.hand_over().await;
+    eventually("it leads no more", || !first.consensus.state().is_leader).await;
+    assert_eq!(cluster.leader_among(&[2]).await, 2);
+    first.put("after", "v").await.unwrap();
+    cluster.net.cut.lock().clear();
+    cluster.stop().await;
+}

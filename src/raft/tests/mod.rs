@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 mod divergence;
 mod order;
+mod purged;
 mod single;
 
 use super::*;

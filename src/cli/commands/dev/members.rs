@@ -3,6 +3,7 @@
 use super::links::Links;
 use crate::cli::args::Dev;
 use crate::cli::exit::CliError;
+use crate::cli::server_flags::END_WITH;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::net::SocketAddr;
@@ -88,6 +89,7 @@ impl Members {
             .args(["--listen-client", &member.client.to_string(), "--listen-peer", &member.peer.to_string()])
             .arg("--data-dir")
             .arg(dir.join("data"))
+            .args([&format!("--{END_WITH}"), &std::process::id().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -2,7 +2,7 @@
 //!
 //! Invariants: every member is a process of its own, started as any operator would; what it is told of
 //! its peers leads through `links`, which can be cut; all of them end with this process, whichever way
-//! that is asked to end, and a directory that was not named goes with them.
+//! that is asked to end or is ended (on Linux), and a directory that was not named goes with them when it was asked.
 
 mod links;
 mod members;

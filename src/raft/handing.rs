@@ -1,0 +1,147 @@
+//! Leadership handed to another member, and taken back if nobody takes it.
+//!
+//! A leader that has asked another to lead accepts no more writes in its term, and openraft has no way
+//! to call that off. So the wait is bounded: a transfer that is not taken within an election timeout is
+//! offered to the next voter, or ended by this member, which grants the next term to whom it had asked,
+//! steps down by that, and stands for election in the term after it. Invariant: each step is an ordinary
+//! one of Raft (a vote granted, an election), so nothing here can make two leaders of one term.
+
+use super::consensus::Consensus;
+use super::link::Link;
+use super::types::{MemberId, Types, Vote, log_id};
+use crate::model::{Failure, Why};
+use openraft::Instant;
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::VoteRequest;
+use std::time::Duration;
+
+/// How many voters are asked to lead, one after the other, by a member that wants to end.
+const HEIRS_MAX: usize = 2;
+/// How many of the longest election timeouts it may take until a leader is known again.
+const SETTLE: u32 = 3;
+
+/// What became of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// Another member stands for election by this one's leave, or leads already.
+    Taken,
+    /// This member leads as before, and accepts no writes.
+    NotTaken,
+}
+
+impl Link {
+    /// Voters to hand leadership to, the best first: those that are heard, the furthest of them.
+    pub(super) fn heirs(&self) -> Vec<MemberId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let Some(replication) = metrics.replication.as_ref() else { return Vec::new() };
+        let heard = |id: &MemberId| {
+            let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(id)?.as_ref());
+            at.is_some_and(|at| at.elapsed() <= self.heard.patience)
+        };
+        let matched = |id: &MemberId| replication.get(id).and_then(|at| at.as_ref().map(|at| at.index));
+        let mut heirs: Vec<MemberId> = metrics.membership_config.voter_ids().filter(|id| *id != self.id).collect();
+        heirs.sort_by_key(|id| std::cmp::Reverse((heard(id), matched(id))));
+        // A leader that has just been elected has heard nobody yet.
+        let in_reach = heirs.iter().filter(|id| heard(id)).count();
+        heirs.truncate(in_reach.max(1));
+        heirs
+    }
+
+    /// Asks `heir` to lead, and waits at most `patience` for a sign of it.
+    pub(super) async fn pass_to(&self, heir: MemberId, patience: Duration) -> Passed {
+        let mut server = self.raft.server_metrics();
+        if self.raft.trigger().transfer_leader(heir).await.is_err() {
+            // Raft has ended here: others will lead.
+            return Passed::Taken;
+        }
+        let taken = async {
+            while server.borrow_watched().state == ServerState::Leader {
+                if server.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match tokio::time::timeout(patience, taken).await {
+            Ok(()) => Passed::Taken,
+            Err(_) => Passed::NotTaken,
+        }
+    }
+
+    /// Ends a transfer to `heir` that was not taken: this member stands for election.
+    pub(super) async fn take_back(&self, heir: MemberId) {
+        let term = {
+            let server = self.raft.server_metrics();
+            let server = server.borrow_watched();
+            if server.state != ServerState::Leader {
+                return;
+            }
+            server.vote.leader_id.term
+        };
+        let step_down = VoteRequest::<Types> {
+            vote: Vote::new(term + 1, heir),
+            last_log_id: self.log.last().map(log_id),
+            leadership_transfer: true,
+        };
+        // If either fails, Raft has ended or another member was faster.
+        drop(self.raft.vote(step_down).await);
+        drop(self.raft.trigger().elect(false).await);
+    }
+
+    fn term(&self) -> u64 {
+        self.raft.server_metrics().borrow_watched().vote.leader_id.term
+    }
+
+    /// Waits until somebody was elected in a later term than that; who it is.
+    async fn elected_after(&self, term: u64, within: Duration) -> Option<MemberId> {
+        let mut server = self.raft.server_metrics();
+        let known = async {
+            loop {
+                {
+                    let server = server.borrow_watched();
+                    if let Some(leader) = server.current_leader.filter(|_| server.vote.leader_id.term > term) {
+                        return Some(leader);
+                    }
+                }
+                server.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(within, known).await.ok().flatten()
+    }
+}
+
+impl Consensus {
+    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
+    pub async fn hand_over(&self) {
+        let (link, options) = (self.link(), self.options());
+        let mut asked = None;
+        for heir in link.heirs().into_iter().take(HEIRS_MAX) {
+            asked = Some(heir);
+            if link.pass_to(heir, options.election_max).await == Passed::Taken {
+                return;
+            }
+            tracing::warn!(heir = format!("{heir:x}"), "the lead was offered and not taken");
+        }
+        if let Some(heir) = asked {
+            link.take_back(heir).await;
+        }
+    }
+
+    /// Moves leadership to `to`, or leaves it where it is.
+    ///
+    /// # Errors
+    /// A timeout if it was not taken; then this member, or whoever was elected meanwhile, leads.
+    pub(super) async fn lead_to(&self, to: MemberId, timeout: Duration) -> Result<MemberId, Failure> {
+        let (link, options) = (self.link(), self.options());
+        let term = link.term();
+        if link.pass_to(to, options.election_max).await == Passed::NotTaken {
+            tracing::warn!(to = format!("{to:x}"), "the lead was offered and not taken: it is taken back");
+            link.take_back(to).await;
+        }
+        match link.elected_after(term, timeout.min(options.election_max * SETTLE)).await {
+            Some(leader) if leader == to => Ok(to),
+            _ => Err(Failure::not_proposed(Why::Timeout)),
+        }
+    }
+}
