@@ -84,7 +84,8 @@ pub struct LeaseInfo {
 pub struct TokenInfo {
     pub caller: Caller,
     pub ttl_ms: u64,
-    pub left_ms: u64,
+    /// In log time.
+    pub ends_ms: u64,
 }
 
 /// What a user's password is compared with, and since which revision of users and roles it is that.
@@ -263,7 +264,7 @@ impl View {
         self.root.auth.token(hash, now_ms).map(|token| TokenInfo {
             caller: Caller::User { name: token.user.to_string(), auth_revision: token.revision },
             ttl_ms: token.ttl_ms,
-            left_ms: token.ends_ms.saturating_sub(now_ms),
+            ends_ms: token.ends_ms,
         })
     }
 

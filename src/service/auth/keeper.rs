@@ -4,11 +4,9 @@
 //! Invariants: many uses make one renewal; nothing is proposed while no token is used or due; a change
 //! is told after it can be read.
 
-use crate::env::Clock;
 use crate::model::{AuthCommand, Command, TokenHash, limits};
 use crate::service::{Context, Service};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -27,7 +25,14 @@ async fn tell(service: &Service) {
     let mut applied = service.inner.parts.consensus.applied();
     loop {
         applied.mark_unchanged();
-        let now = service.auth_status_here();
+        let (now, now_ms) = (service.auth_status_here(), service.newest().now_ms());
+        let clock = &service.inner.parts.clock;
+        {
+            let mut log_time = service.inner.auth.log_time.lock();
+            if log_time.0 != now_ms {
+                *log_time = (now_ms, clock.monotonic());
+            }
+        }
         service.inner.auth.changes.send_if_modified(|told| {
             *told != now && {
                 *told = now;
@@ -44,7 +49,7 @@ async fn renew(service: &Service, mut using: mpsc::Receiver<TokenHash>) {
     let mut used = Vec::new();
     while using.recv_many(&mut used, limits::AUTH_RENEWALS_MAX).await > 0 {
         let view = service.newest();
-        let due = |hash: &TokenHash| view.token(hash).is_some_and(|token| token.left_ms < token.ttl_ms / 2);
+        let due = |hash: &TokenHash| view.token(hash).is_some_and(|token| service.is_half_over(&token));
         let hashes: BTreeSet<TokenHash> = used.drain(..).filter(due).collect();
         drop(view);
         if !hashes.is_empty() {
@@ -55,19 +60,10 @@ async fn renew(service: &Service, mut using: mpsc::Receiver<TokenHash>) {
 
 /// Log time stands still while nothing is written: where a token must have run out by now, time goes on with its removal.
 async fn expire(service: &Service) {
-    let clock: &Arc<dyn Clock> = &service.inner.parts.clock;
-    let mut seen = (service.newest().now_ms(), clock.monotonic());
     let mut looks = tokio::time::interval(LOOK);
     loop {
         looks.tick().await;
-        let view = service.newest();
-        if view.now_ms() != seen.0 {
-            seen = (view.now_ms(), clock.monotonic());
-        }
-        let stood = clock.monotonic().saturating_sub(seen.1);
-        let now_ms = view.now_ms().saturating_add(super::super::millis(stood));
-        let due = view.next_token_end_ms().is_some_and(|end_ms| end_ms <= now_ms);
-        drop(view);
+        let due = service.newest().next_token_end_ms().is_some_and(|end_ms| end_ms <= service.log_time_now_ms());
         if due && service.leads() {
             propose(service, AuthCommand::TokensExpire).await;
         }

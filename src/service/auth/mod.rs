@@ -93,6 +93,8 @@ pub struct AuthStatus {
 pub(super) struct Auth {
     passwords: Passwords,
     token_ttl: Duration,
+    /// Log time as it was applied last, and when that was.
+    log_time: Mutex<(u64, Duration)>,
     /// Of the state applied here; streams look at their rights again when it changes.
     changes: watch::Sender<AuthStatus>,
     used: mpsc::Sender<TokenHash>,
@@ -105,7 +107,8 @@ impl Auth {
         let (used, using) = mpsc::channel(limits::AUTH_RENEWALS_MAX);
         let passwords = Passwords::new(parts.tasks.clone(), parts.clock.clone(), parts.entropy.clone());
         let changes = watch::channel(AuthStatus { enabled: false, auth_revision: 0 }).0;
-        Self { passwords, token_ttl, changes, used, using: Mutex::new(Some(using)) }
+        let log_time = Mutex::new((0, parts.clock.monotonic()));
+        Self { passwords, token_ttl, log_time, changes, used, using: Mutex::new(Some(using)) }
     }
 }
 
@@ -171,12 +174,22 @@ impl Service {
                 self.newest().token(&hash)
             }
         };
-        let Some(TokenInfo { caller, ttl_ms, left_ms }) = found else { return refused(AuthRefusal::InvalidToken) };
-        if left_ms < ttl_ms / 2 {
+        let Some(token) = found else { return refused(AuthRefusal::InvalidToken) };
+        if self.is_half_over(&token) {
             // When the queue is full, the next use asks again.
             self.inner.auth.used.try_send(hash).ok();
         }
-        Ok(caller)
+        Ok(token.caller)
+    }
+
+    /// Log time stands still while nothing is written; about what it would be now.
+    fn log_time_now_ms(&self) -> u64 {
+        let (ms, at) = *self.inner.auth.log_time.lock();
+        ms.saturating_add(super::millis(self.inner.parts.clock.monotonic().saturating_sub(at)))
+    }
+
+    fn is_half_over(&self, token: &TokenInfo) -> bool {
+        token.ends_ms.saturating_sub(self.log_time_now_ms()) < token.ttl_ms / 2
     }
 
     async fn by_password(&self, name: &str, password: &str) -> Result<Caller, Failure> {
