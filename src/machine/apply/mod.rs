@@ -5,6 +5,7 @@
 
 mod compare;
 mod fence;
+mod foresee;
 mod lease;
 mod ops;
 mod rate;
