@@ -17,6 +17,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(false)
         .build_transport(false)
         .include_file("etcd.rs")
+        .compile_fds(described.clone())?;
+    let client = out.join("client");
+    fs::create_dir_all(&client)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .build_server(false)
+        .build_transport(false)
+        .out_dir(client)
+        .include_file("etcd.rs")
         .compile_fds(described)?;
     Ok(())
 }

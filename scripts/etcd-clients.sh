@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# etcd's own command line against a running node: TENURE_URL, as `with-node.sh` sets it, or an address.
-# Every line must succeed and say what etcd would have said.
+# etcd's clients against a running node: TENURE_URL, as `with-node.sh` sets it, or an address. Its own command line,
+# of which every line must succeed and say what etcd would have said; then, as far as there is Python and Node, the
+# libraries of these in scripts/etcd, pinned, in environments below target/ci.
 set -euo pipefail
 
 endpoint=${1:-${TENURE_URL:-127.0.0.1:2379}}
@@ -79,3 +80,35 @@ expect 'Authentication Disabled' "${root[@]}" auth disable
 expect 'User root deleted' user delete root
 ctl role delete root >/dev/null 2>&1 || true
 echo "etcdctl: all as expected"
+
+here=$(dirname "$(readlink -f "$0")")
+tools=${CARGO_TARGET_DIR:-$here/../target}/ci/etcd
+mkdir -p "$tools"
+
+# A virtual environment with exactly these packages, made once.
+python() {
+    local list=$here/etcd/$1.txt made=$tools/$1
+    if ! cmp -s "$list" "$made/list"; then
+        rm -rf "$made"
+        python3 -m venv "$made" || return 1
+        "$made/bin/pip" install --quiet --disable-pip-version-check -r "$list" || return 1
+        cp "$list" "$made/list"
+    fi
+    "$made/bin/python" "$here/etcd/$2" "$endpoint"
+}
+
+if command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1; then
+    python python3 clients.py
+    python python3-async clients-async.py
+else
+    echo 'no python3: etcd3, etcd3gw, aetcd and Patroni are not tried'
+fi
+if command -v npm >/dev/null; then
+    if ! [ -d "$tools/node/node_modules/etcd3" ]; then
+        mkdir -p "$tools/node"
+        npm install --silent --no-audit --no-fund --prefix "$tools/node" etcd3@1.1.2
+    fi
+    NODE_PATH=$tools/node/node_modules node "$here/etcd/clients.js" "$endpoint"
+else
+    echo 'no npm: the etcd3 of Node is not tried'
+fi

@@ -33,7 +33,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("tonic", &["src/api/etcd/", "src/peer/", "src/client/"]),
     ("tonic_reflection", &["src/api/etcd/"]),
-    ("prost", &["src/api/etcd/"]),
+    ("prost", &["src/api/etcd/", "src/client/etcd/"]),
     ("prost_reflect", &["src/api/etcd/"]),
     ("tower", &["src/api/", "src/net/"]),
     ("tower_http", &["src/api/"]),

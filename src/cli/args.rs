@@ -774,6 +774,15 @@ pub(super) struct Import {
     /// Put before every key
     #[arg(long, value_parser = verbatim(), value_name = "PREFIX")]
     pub(super) prefix: Option<Verbatim>,
+    /// Copy a running etcd, and follow its changes until Ctrl-C or SIGTERM cuts over
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', conflicts_with_all = ["file", "on_conflict", "prefix"])]
+    pub(super) from_etcd: Option<Vec<String>>,
+    /// With --from-etcd: end as soon as the copy has caught up
+    #[arg(long, requires = "from_etcd")]
+    pub(super) until_synced: bool,
+    /// With --from-etcd: delete what is here and not in the etcd
+    #[arg(long, requires = "from_etcd")]
+    pub(super) replace: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,4 +1,5 @@
-//! The Rust client of the REST API (rank 5): what the CLI and the tests speak to a member with.
+//! The Rust client of the REST API (rank 5): what the CLI and the tests speak to a member with; and one of
+//! etcd's API, to copy an etcd.
 //!
 //! Invariants: a request is built once, as data, and is then either sent or printed as a `curl` line.
 //! A request goes to another endpoint only when the first certainly did nothing with it: no byte was
@@ -10,6 +11,7 @@ mod curl;
 mod endpoint;
 mod entry;
 mod error;
+pub mod etcd;
 mod key;
 mod lines;
 mod request;

@@ -6,7 +6,7 @@ use crate::model::{
     AuthCommand, AuthRefusal, Command, Fence, KeyRange, LeaseChoice, LeaseId, LeaseLabel, Op, Rejection, Txn, limits,
 };
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// The longest TTL in ms, as etcd's: 9,000,000,000 seconds.
@@ -226,44 +226,86 @@ fn lease(id: LeaseId, ttl_ms: u64) -> Result<(), Rejection> {
 #[derive(Default)]
 struct Written<'a> {
     puts: BTreeSet<&'a Bytes>,
-    deletes: Vec<&'a KeyRange>,
+    /// Starts and ends of ranges that do not overlap.
+    deleted: BTreeMap<Bytes, Option<Bytes>>,
 }
 
 impl<'a> Written<'a> {
-    /// Refuses a key that may be written twice: put twice, or put and deleted. Both branches of a
-    /// nested transaction count, though they may both put one key; deletes may overlap.
+    /// Refuses a key that may be written twice: put twice, or put and deleted; deletes may overlap. Of a
+    /// nested transaction only one branch runs: what is in both counts against the operations beside it, and
+    /// not against the other branch. As in etcd, whose check does not notice a delete that has no end, nor one
+    /// that is nested behind the put.
     fn by(ops: &'a [Op]) -> Result<Self, Rejection> {
         let mut all = Self::default();
         for op in ops {
             match op {
                 Op::Put(put) => all.put(&put.key)?,
                 Op::Add { key, .. } | Op::MergePatch { key, .. } | Op::RateTake { key, .. } => all.put(key)?,
-                Op::Delete { range, .. } => all.deletes.push(range),
+                Op::Delete { range, .. } => range.visible_parts().into_iter().try_for_each(|part| all.delete(part))?,
                 Op::Range(_) | Op::Session { .. } => {}
                 Op::Txn(txn) => {
-                    let mut inner = Self::by(&txn.success)?;
-                    let failure = Self::by(&txn.failure)?;
-                    inner.puts.extend(failure.puts);
-                    all.deletes.extend(inner.deletes);
-                    all.deletes.extend(failure.deletes);
-                    inner.puts.into_iter().try_for_each(|key| all.put(key))?;
+                    let mut either = Self::by(&txn.success)?;
+                    either.join(Self::by(&txn.failure)?);
+                    all.then(either)?;
                 }
             }
         }
-        match all.deletes.iter().find_map(|range| all.put_in(range)) {
-            Some(key) => Err(Rejection::DuplicateKey(key.clone())),
-            None => Ok(all),
-        }
-    }
-
-    fn put_in(&self, range: &KeyRange) -> Option<&'a Bytes> {
-        range.visible_parts().iter().find_map(|part| {
-            let end = part.end.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-            self.puts.range::<Bytes, _>((Bound::Included(&part.start), end)).next().copied()
-        })
+        Ok(all)
     }
 
     fn put(&mut self, key: &'a Bytes) -> Result<(), Rejection> {
-        if self.puts.insert(key) { Ok(()) } else { Err(Rejection::DuplicateKey(key.clone())) }
+        if self.deletes(key) || !self.puts.insert(key) { Err(Rejection::DuplicateKey(key.clone())) } else { Ok(()) }
+    }
+
+    fn delete(&mut self, part: KeyRange) -> Result<(), Rejection> {
+        self.unput(&part.start, part.end.as_ref())?;
+        self.cover(part);
+        Ok(())
+    }
+
+    fn then(&mut self, next: Self) -> Result<(), Rejection> {
+        if let Some(key) = next.puts.iter().find(|key| self.puts.contains(*key) || self.deletes(key)) {
+            return Err(Rejection::DuplicateKey((*key).clone()));
+        }
+        next.deleted.iter().try_for_each(|(start, end)| self.unput(start, end.as_ref()))?;
+        self.join(next);
+        Ok(())
+    }
+
+    fn join(&mut self, other: Self) {
+        self.puts.extend(other.puts);
+        for (start, end) in other.deleted {
+            self.cover(KeyRange { start, end });
+        }
+    }
+
+    fn deletes(&self, key: &Bytes) -> bool {
+        let before = self.deleted.range::<Bytes, _>((Bound::Unbounded, Bound::Included(key))).next_back();
+        before.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| key < end))
+    }
+
+    fn unput(&self, start: &Bytes, end: Option<&Bytes>) -> Result<(), Rejection> {
+        let upto = end.map_or(Bound::Unbounded, Bound::Excluded);
+        match self.puts.range::<Bytes, _>((Bound::Included(start), upto)).next() {
+            Some(key) => Err(Rejection::DuplicateKey((*key).clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Joined with what it meets, so that a key is looked up in one step however many deletes there are.
+    fn cover(&mut self, part: KeyRange) {
+        let KeyRange { mut start, mut end } = part;
+        let before = self.deleted.range::<Bytes, _>((Bound::Unbounded, Bound::Included(&start))).next_back();
+        if let Some((known, _)) = before.filter(|(_, upto)| upto.as_ref().is_none_or(|upto| start < *upto)) {
+            start = known.clone();
+        }
+        loop {
+            let upto = end.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let met = self.deleted.range::<Bytes, _>((Bound::Included(&start), upto)).next();
+            let Some(known) = met.map(|(known, _)| known.clone()) else { break };
+            let further = self.deleted.remove(&known).flatten();
+            end = end.zip(further).map(|(end, further)| end.max(further));
+        }
+        self.deleted.insert(start, end);
     }
 }

@@ -1,6 +1,7 @@
 //! The real binary over its real port: the contract (`openapi`), and what it takes to be trusted
 //! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Changing settings
-//! (`reload`). Watches (`watch`). Users and rights (`auth`). And the command line (`cli`).
+//! (`reload`). Watches (`watch`). Users and rights (`auth`). And the command line (`cli`). etcd's clients: over JSON (`etcd`),
+//! as Kubernetes calls (`etcd_kubernetes`), with bad input (`etcd_hostile`), and copies of etcds (`etcd_import`).
 //! On several processes: what survives (`cluster`), and the proofs of watches (`proof`) and of leases and claims
 //! (`sessions`). Bad input to all of these: `unkind`.
 #![allow(
@@ -19,6 +20,9 @@ mod contract;
 mod deploy;
 mod dev;
 mod etcd;
+mod etcd_hostile;
+mod etcd_import;
+mod etcd_kubernetes;
 mod follow;
 mod hostile;
 mod leases;

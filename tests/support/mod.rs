@@ -1,5 +1,6 @@
 //! Starts the real binary on a free port and ends it again: the only harness of the tests in `it`.
 
+pub(crate) mod grpc;
 pub(crate) mod links;
 pub(crate) mod members;
 
@@ -133,6 +134,10 @@ impl Node {
 
     pub(crate) fn resume(&self) {
         self.signal(rustix::process::Signal::CONT);
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn signal(&self, signal: rustix::process::Signal) {

@@ -8,7 +8,7 @@
 mod progress;
 
 use super::convert::{header, key_value, watched};
-use super::errors::{COMPACTED, NO_LEADER, STOPPED, known};
+use super::errors::{NO_LEADER, STOPPED, known};
 use super::pb::etcdserverpb as pb;
 use super::pb::etcdserverpb::watch_create_request::FilterType;
 use super::pb::etcdserverpb::watch_request::RequestUnion;
@@ -253,7 +253,7 @@ fn progress_of(door: &Door, watch_id: i64, revision: Revision) -> pb::WatchRespo
     pb::WatchResponse { header: Some(header), watch_id, ..pb::WatchResponse::default() }
 }
 
-/// As etcd says it: without a revision in the header.
+/// As etcd says it: without a revision in the header, and without a reason but the compacted revision.
 fn compacted_away(door: &Door, watch_id: i64, compact_revision: Revision) -> pb::WatchResponse {
     let header = pb::ResponseHeader { revision: 0, ..header(&door.service().header()) };
     pb::WatchResponse {
@@ -261,7 +261,6 @@ fn compacted_away(door: &Door, watch_id: i64, compact_revision: Revision) -> pb:
         watch_id,
         canceled: true,
         compact_revision,
-        cancel_reason: COMPACTED.1.to_owned(),
         ..pb::WatchResponse::default()
     }
 }

@@ -6,6 +6,7 @@ pub(super) mod claims;
 pub(super) mod config;
 pub(super) mod dev;
 pub(super) mod edit;
+mod etcd;
 pub(super) mod history;
 pub(super) mod lease;
 pub(super) mod member;

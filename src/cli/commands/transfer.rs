@@ -113,6 +113,9 @@ impl Drop for Target {
 }
 
 pub(in crate::cli) async fn import(session: &mut Session, args: &Import) -> Result<(), CliError> {
+    if let Some(urls) = &args.from_etcd {
+        return Box::pin(super::etcd::import(session, urls, args)).await;
+    }
     let mode = session.mode.among(&[Mode::Human, Mode::Json, Mode::Ndjson])?;
     let mut request = Request::new(Method::Post, "/v1/import").header("Content-Type", NDJSON).streaming();
     if args.on_conflict != OnConflict::Overwrite {

@@ -6,6 +6,7 @@
 mod auth;
 mod compare;
 mod fence;
+mod foresee;
 mod lease;
 mod ops;
 mod rate;

@@ -112,6 +112,7 @@ impl<'m> Work<'m> {
     /// Evaluates every compare, at every depth, against the state before any write; then runs.
     pub(super) fn txn(&mut self, txn: Authorized<&Txn>) -> Result<TxnReply, Stop> {
         let plan = self.source().plan(txn)?;
+        self.foresee(txn, &plan)?;
         let mut reply = self.run(txn, &plan, None)?;
         let root = &self.machine.root;
         let used = root.used_bytes() + self.superseded_bytes;

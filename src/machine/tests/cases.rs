@@ -85,7 +85,11 @@ fn a_key_is_written_once_in_a_transaction() {
         vec![put("k", "1"), nested(vec![], vec![put("k", "2")])],
         vec![put("k", "1"), nested(vec![], vec![nested(vec![delete("k")], vec![])])],
         vec![nested(vec![put("k", "1")], vec![]), nested(vec![], vec![delete("k")])],
-        vec![nested(vec![put("k", "1")], vec![delete("k")])],
+        vec![nested(vec![], vec![delete("k")]), nested(vec![put("k", "1")], vec![])],
+        vec![nested(vec![put("k", "1")], vec![delete("k")]), delete("k")],
+        vec![put("k", "1"), nested(vec![put("a", "1")], vec![delete("k")])],
+        vec![nested(vec![put("l", "1")], vec![]), Op::Delete { range: KeyRange::prefix("l"), prev_kv: false }],
+        vec![nested(vec![delete("a"), delete("k")], vec![delete("j"), delete("b")]), put("k", "1")],
         vec![put("k", "1"), add("k", 1)],
     ];
     for ops in twice {
@@ -95,6 +99,8 @@ fn a_key_is_written_once_in_a_transaction() {
     }
     rig.ops(vec![delete("k"), Op::Delete { range: KeyRange::prefix("k"), prev_kv: false }]).unwrap();
     rig.ops(vec![nested(vec![put("k", "1")], vec![put("k", "2")])]).unwrap();
+    rig.ops(vec![nested(vec![put("k", "1")], vec![delete("k")])]).expect("only one branch runs");
+    rig.ops(vec![nested(vec![nested(vec![delete("k")], vec![])], vec![put("k", "1")]), put("l", "1")]).unwrap();
     rig.txn(txn(vec![], vec![put("k", "1")], vec![delete("k")])).unwrap();
     let whole = Op::Delete { range: KeyRange::all(), prev_kv: false };
     rig.ops(vec![whole, put("_tenure/locks/a", "1")]).expect("a whole-store delete does not touch hidden keys");

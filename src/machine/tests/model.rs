@@ -210,6 +210,7 @@ impl Model {
             Command::Txn(txn) => {
                 let before = self.state.keys.clone();
                 let mut run = self.run(&before);
+                run.foresee(self, txn)?;
                 let mut reply = run.txn(self, txn, None)?;
                 let growth = run.state.keys.values().map(weight).sum::<u64>() as i128 - self.live_bytes() as i128
                     + i128::from(run.superseded)
@@ -471,6 +472,58 @@ fn stamp(reply: &mut TxnReply, revision: Revision) {
 }
 
 impl Run<'_> {
+    /// The operations that run, without the transactions that they are nested in.
+    fn path<'t>(&self, model: &Model, txn: &'t Txn, path: &mut Vec<&'t Op>) {
+        let succeeded = txn.compares.iter().all(|compare| self.holds(model, compare));
+        for op in if succeeded { &txn.success } else { &txn.failure } {
+            match op {
+                Op::Txn(inner) => self.path(model, inner, path),
+                op => path.push(op),
+            }
+        }
+    }
+
+    /// What is wrong with any put comes before what is wrong with any read, and both before the rest.
+    fn foresee(&self, model: &Model, txn: &Txn) -> Result<(), Rejection> {
+        let mut path = Vec::new();
+        self.path(model, txn, &mut path);
+        let mut granted = Vec::new();
+        for op in &path {
+            match op {
+                Op::Put(put) => {
+                    let needs_key = put.ignore_value || put.lease == LeaseChoice::KeepOfExisting;
+                    if needs_key && !self.before.contains_key(&put.key) {
+                        return Err(Rejection::KeyNotFound { key: put.key.clone() });
+                    }
+                    match put.lease {
+                        LeaseChoice::Attach(id) if id != 0 && !granted.contains(&id) => {
+                            self.state.leases.get(&id).ok_or(Rejection::LeaseNotFound(id))?;
+                        }
+                        LeaseChoice::Implicit { id, .. } => granted.push(id),
+                        _ => {}
+                    }
+                }
+                Op::Add { lease: LeaseChoice::Implicit { id, .. }, .. }
+                | Op::MergePatch { lease: LeaseChoice::Implicit { id, .. }, .. }
+                | Op::RateTake { lease: id, .. }
+                | Op::Session { id, .. } => granted.push(*id),
+                _ => {}
+            }
+        }
+        for op in path {
+            if let Op::Range(range) = op {
+                let (requested, current, compacted) = (range.revision, model.revision, model.compacted);
+                if requested > current {
+                    return Err(Rejection::FutureRevision { requested, current });
+                }
+                if requested > 0 && requested < compacted {
+                    return Err(Rejection::Compacted { requested, compacted, current });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn txn(&mut self, model: &Model, txn: &Txn, top: Option<u32>) -> Result<TxnReply, Rejection> {
         let failed_if: Vec<u32> =
             (0..).zip(&txn.compares).filter(|(_, c)| !self.holds(model, c)).map(|(at, _)| at).collect();
