@@ -39,7 +39,7 @@ impl Work<'_> {
         }
         match put.lease {
             LeaseChoice::Attach(id)
-                if id != 0 && !granted.contains(&id) && !self.machine.root.leases.contains_key(&id) =>
+                if id != 0 && !granted.contains(&id) && !self.machine.root.leases.contains(id) =>
             {
                 Err(Rejection::LeaseNotFound(id))
             }
