@@ -2,7 +2,7 @@
 //! with it (`rest`, `hostile`): bytes, conditions, waits, pages, bad clients, restarts. Changing settings
 //! (`reload`). Watches (`watch`). And the command line (`cli`).
 //! On several processes: what survives (`cluster`), and the proofs of watches (`proof`) and of leases and claims
-//! (`sessions`). Bad input to all of these: `unkind`.
+//! (`sessions`). Bad input to all of these: `unkind`. Watch bugs of etcd: `etcd_bugs`. Commands around commands: `wrappers`.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -16,6 +16,7 @@ mod contract;
 mod deploy;
 mod dev;
 mod etcd;
+mod etcd_bugs;
 mod follow;
 mod hostile;
 mod leases;
@@ -31,3 +32,4 @@ mod support;
 mod unkind;
 mod watch;
 mod wire;
+mod wrappers;
