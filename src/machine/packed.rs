@@ -224,7 +224,7 @@ mod tests {
         #[test]
         fn it_is_an_ordered_map_whose_clones_stay(steps in proptest::collection::vec(step(), 0..1500)) {
             let (mut packed, mut model) = (Packed::default(), BTreeMap::new());
-            let mut shared: Option<(Packed<Item>, BTreeMap<(u8, u8), u32>)> = None;
+            let mut shared = None;
             for step in steps {
                 match step {
                     Step::Insert(key, value) => {

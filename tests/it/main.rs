@@ -3,7 +3,7 @@
 //! (`reload`). Watches (`watch`). Users and rights (`auth`). And the command line (`cli`). etcd's clients: over JSON (`etcd`),
 //! as Kubernetes calls (`etcd_kubernetes`), with bad input (`etcd_hostile`), and copies of etcds (`etcd_import`).
 //! On several processes: what survives (`cluster`), and the proofs of watches (`proof`) and of leases and claims
-//! (`sessions`). Bad input to all of these: `unkind`.
+//! (`sessions`). Bad input to all of these: `unkind`. Watch bugs of etcd: `etcd_bugs`. Commands around commands: `wrappers`.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -20,6 +20,7 @@ mod contract;
 mod deploy;
 mod dev;
 mod etcd;
+mod etcd_bugs;
 mod etcd_hostile;
 mod etcd_import;
 mod etcd_kubernetes;
@@ -38,3 +39,4 @@ mod support;
 mod unkind;
 mod watch;
 mod wire;
+mod wrappers;

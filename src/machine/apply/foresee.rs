@@ -38,9 +38,7 @@ impl Work<'_> {
             }
         }
         match put.lease {
-            LeaseChoice::Attach(id)
-                if id != 0 && !granted.contains(&id) && !self.machine.root.leases.contains(id) =>
-            {
+            LeaseChoice::Attach(id) if id != 0 && !granted.contains(&id) && !self.machine.root.leases.contains(id) => {
                 Err(Rejection::LeaseNotFound(id))
             }
             _ => Ok(()),

@@ -1,12 +1,14 @@
 //! Claims on three members, one of which knows less than the others.
 
 use super::{Acquired, ClaimRequest, Session};
+use crate::env::TaskSet;
 use crate::model::{Caller, ClaimKind, ClaimName, Failure, LeaseId, Rejection};
 use crate::raft::tests::{LONG, eventually};
 use crate::service::tests::{Members, context};
 use crate::service::{LeaseGrant, Service};
 use bytes::Bytes;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 async fn grant(service: &Service, id: LeaseId) {
     let grant = LeaseGrant { id: Some(id), ttl_ms: 600_000, ..LeaseGrant::default() };
@@ -33,7 +35,10 @@ async fn a_waiter_on_a_member_left_behind_is_not_told_that_it_holds() {
     let held = first.claim_acquire(&context(LONG), request(&of, HOLDER), Duration::ZERO, None).await.unwrap();
     assert!(matches!(held.body, Acquired::Held(_)), "{held:?}");
     let asked = request(&of, WAITER);
-    let mut waiter = tokio::spawn(async move { third.claim_acquire(&context(LONG), asked, LONG, None).await });
+    let (give, mut waiter) = oneshot::channel();
+    TaskSet::new().spawn("waiter", async move {
+        give.send(third.claim_acquire(&context(LONG), asked, LONG, None).await).ok();
+    });
     // Its member takes in that the lock is free, and does not tell it yet.
     let claims = |id: u64| {
         let service = &members.services[&id];
