@@ -125,7 +125,8 @@ impl Consensus {
                     Route::Here => self.change_here(change.clone(), timeout).await,
                     Route::To(leader) => {
                         let question = Call::Change { change: change.clone(), remaining_ms: millis(timeout) };
-                        match self.link().call(leader, Lane::Control, &question, timeout).await {
+                        // With the proposals, none of which may arrive twice.
+                        match self.link().call(leader, Lane::Append, &question, timeout).await {
                             Ok(answer) => answer,
                             Err(TransportError::Unreachable(_)) => Err(Failure::not_proposed(Why::NoLeader)),
                             Err(TransportError::Failed(_)) => {
@@ -335,11 +336,19 @@ impl Consensus {
     }
 
     async fn submit(&self, change: ChangeMembers<MemberId, Member>) -> Result<(), Failure> {
+        let membership = || *self.link().raft.server_metrics().borrow_watched().membership_config.log_id();
+        let before = membership();
         // A voter that leaves does not stay as a learner.
         let submitted = self.link().raft.change_membership(change, false).await;
         match submitted {
             Ok(_) => Ok(()),
             Err(RaftError::Fatal(_)) => Err(Failure::Unavailable { why: Why::ShuttingDown, outcome: Outcome::Unknown }),
+            // Voters change in two steps, and the error does not say which it was: the next leader may finish it.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::PreconditionFailed(_)))
+                if membership() != before =>
+            {
+                Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown })
+            }
             Err(RaftError::APIError(error)) => Err(refused(error)),
         }
     }
