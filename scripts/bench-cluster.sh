@@ -97,37 +97,98 @@ start_etcd() {
 }
 
 bad=0
-# One row: the system, its endpoints, what it is called, and the arguments of `tenure bench`.
+# The first of these JSON members that there is; - if there is none.
+either() {
+    local report=$1 name value
+    shift
+    for name in "$@"; do
+        value=$(member "$report" "$name") || true
+        [ -z "$value" ] || break
+    done
+    echo "${value:--}"
+}
+
+# One run. Sets ops, p50, p99, errors and cpu, the processor time of all servers for an operation in µs.
+run() {
+    local endpoints=$1 report server
+    shift
+    report=$("$TENURE_BIN" --endpoints "$endpoints" -o json bench "$@")
+    server=${report#*\"server\"}
+    ops=$(either "$report" ops_per_s delivered_per_s)
+    p50=$(either "$report" p50)
+    p99=$(either "$report" p99)
+    errors=$(either "$report" error_count)
+    # Of a report without both the part of neither is asked for.
+    cpu=$(either "${server%%\"client\"*}" cpu_us_per_op server_cpu_us_per_op server_cpu_us_per_event)
+    case "$errors" in 0 | -) ;; *) bad=1 ;; esac
+}
+
+# The last run as a row: what it is called, the system, and how many times its processor time etcd takes.
 row() {
-    local system=$1 endpoints=$2 name=$3 report
-    shift 3
-    report=$("$TENURE_BIN" --endpoints "$endpoints" -o json bench "$@" --seed 1)
-    awk -v sys="$system" -v name="$name" -v ops="$(member "$report" ops_per_s)" \
-        -v p50="$(member "$report" p50)" -v p99="$(member "$report" p99)" -v errors="$(member "$report" error_count)" \
-        -v cpu="$(member "${report#*\"server\"}" cpu_us_per_op)" 'BEGIN {
-            printf "| %s | %s | %.0f | %.2f ms | %.2f ms | %s | %s |\n", name, sys, ops, p50 / 1000, p99 / 1000,
-                errors, cpu == "" ? "-" : sprintf("%.1f µs", cpu)
+    awk -v sys="$2" -v name="$1" -v ratio="${3:--}" -v ops="$ops" -v p50="$p50" -v p99="$p99" -v errors="$errors" \
+        -v cpu="$cpu" -v wide="$([ "$mode" != etcd ] || echo 1)" 'BEGIN {
+            printf "| %s | %s | %.0f | %.2f ms | %.2f ms | %s | %s |", name, sys, ops, p50 / 1000, p99 / 1000,
+                errors, cpu == "-" ? "-" : sprintf("%.1f µs", cpu)
+            print wide ? sprintf(" %s |", ratio) : ""
         }'
-    p99=$(member "$report" p99)
-    [ "$(member "$report" error_count)" = 0 ] || bad=1
+}
+
+ratio() {
+    awk -v ours="$1" -v theirs="$2" 'BEGIN {
+        print ours == "-" || theirs == "-" || ours + 0 == 0 ? "-" : sprintf("%.1f", theirs / ours)
+    }'
 }
 
 header() {
     echo "$("$TENURE_BIN" version), $count members, $(nproc) cores, $(uname -sr), keys of 32 and values of 256 bytes"
     [ "$mode" != etcd ] || echo "etcd $(etcd --version | awk 'NR == 1 { print $3 }'), as many members, in turn"
     echo
-    echo '| scenario | system | ops/s | p50 | p99 | errors | all servers: CPU/op |'
-    echo '|---|---|---:|---:|---:|---:|---:|'
+    echo "| scenario | system | ops/s | p50 | p99 | errors | all servers: CPU/op |${etcd:+ etcd÷this |}"
+    echo "|---|---|---:|---:|---:|---:|---:|${etcd:+---:|}"
 }
 
+# Through REST and, beside an etcd, through the JSON gateway of both.
 scenario() {
-    local name=$1
+    local name=$1 rest gateway theirs
     shift
-    set -- "$@" --duration "${seconds}s"
-    row 'Tenure, REST' "$tenure" "$name" "$@"
-    [ "$mode" = etcd ] || return 0
-    row 'Tenure, /v3' "$tenure" "$name" "$@" --etcd
-    row 'etcd, /v3' "$etcd" "$name" "$@" --etcd
+    set -- "$@" --duration "${seconds}s" --seed 1
+    run "$tenure" "$@"
+    if [ "$mode" != etcd ]; then
+        row "$name" 'Tenure, REST'
+        return
+    fi
+    rest=$(kept)
+    run "$tenure" "$@" --etcd
+    gateway=$(kept)
+    run "$etcd" "$@" --etcd
+    theirs=$cpu
+    row "$name" 'etcd, /v3' >"$work/theirs"
+    told "$name" 'Tenure, REST' "$theirs" "$rest"
+    told "$name" 'Tenure, /v3' "$theirs" "$gateway"
+    cat "$work/theirs"
+}
+
+# Through gRPC, of both.
+grpc() {
+    local name=$1 ours theirs
+    shift
+    run "$tenure" "$@" --grpc
+    ours=$(kept)
+    run "$etcd" "$@" --grpc
+    theirs=$cpu
+    row "$name" 'etcd, gRPC' >"$work/theirs"
+    told "$name" 'Tenure, gRPC' "$theirs" "$ours"
+    cat "$work/theirs"
+}
+
+kept() {
+    echo "$ops $p50 $p99 $errors $cpu"
+}
+
+# An earlier run as a row, beside etcd's processor time.
+told() {
+    read -r ops p50 p99 errors cpu <<<"$4"
+    row "$1" "$2" "$(ratio "$cpu" "$3")"
 }
 
 scenarios() {
@@ -136,15 +197,34 @@ scenarios() {
     scenario 'put, 256 connections' put --connections 256
     scenario 'get, 64 connections' get --connections 64
     scenario 'get, 64 connections, stale' get --connections 64 --stale
+    scenario 'range of 100 keys, 64 connections' range --connections 64
+    scenario 'count of 10,000 keys, 64 connections' count --connections 64
     scenario 'mixed 90:10, 64 connections' mixed --connections 64
+}
+
+grpc_scenarios() {
+    local long=(--duration "${seconds}s")
+    grpc 'put, 1 client' put --clients 1 "${long[@]}" --seed 1
+    grpc 'put, 64 clients' put "${long[@]}" --seed 1
+    grpc 'put, 256 clients' put --clients 256 "${long[@]}" --seed 1
+    grpc 'get, 64 clients' get "${long[@]}" --seed 1
+    grpc 'get, 64 clients, serializable' get --stale "${long[@]}" --seed 1
+    grpc 'range of 100 keys, 64 clients' range "${long[@]}" --seed 1
+    grpc 'count of 10,000 keys, 64 clients' count "${long[@]}" --seed 1
+    grpc 'mixed 90:10, 64 clients' mixed "${long[@]}" --seed 1
+    grpc 'keep-alive, 64 streams' lease "${long[@]}"
+    grpc 'hand-over of a lock, 8 contenders' lock --contenders 8 "${long[@]}"
+    grpc 'event to one of 1,000 watches' watch "${long[@]}"
+    grpc 'event of 20,000 replayed' replay
 }
 
 join() {
     local keys=${amount:-1000000} rate=${RATE:-1000} before during began joined client peer
     header
-    row 'Tenure, REST' "$tenure" "write $keys keys" put --connections 16 --txn 100 --count "$keys" \
-        --key-space "$keys" --keys sequential
-    row 'Tenure, REST' "$tenure" "put, $rate a second, before" put --rate "$rate" --duration 10s --key-space "$keys"
+    run "$tenure" put --connections 16 --txn 100 --count "$keys" --key-space "$keys" --keys sequential --seed 1
+    row "write $keys keys" 'Tenure, REST'
+    run "$tenure" put --rate "$rate" --duration 10s --key-space "$keys" --seed 1
+    row "put, $rate a second, before" 'Tenure, REST'
     before=$p99
     client=127.0.0.1:$((base + 900))
     peer=127.0.0.1:$((base + 901))
@@ -152,8 +232,11 @@ join() {
     "$TENURE_BIN" serve --name joiner --data-dir "$work/joiner" --listen-client "$client" --listen-peer "$peer" \
         --join "http://127.0.0.1:$PEER_PORT" >"$work/joiner.log" 2>&1 &
     pids+=($!)
-    row 'Tenure, REST' "$tenure" "put, $rate a second, during" put --rate "$rate" --warm-up 0s --duration 20s \
-        --key-space "$keys" >"$work/during" &
+    {
+        run "$tenure" put --rate "$rate" --warm-up 0s --duration 20s --key-space "$keys" --seed 1
+        row "put, $rate a second, during" 'Tenure, REST'
+        [ "$bad" = 0 ]
+    } >"$work/during" &
     during=$!
     joined=
     for _ in $(seq 1 3000); do
@@ -164,7 +247,7 @@ join() {
         fi
         sleep 0.1
     done
-    wait "$during"
+    wait "$during" || bad=1
     cat "$work/during"
     p99=$(sed 's/.*| \([0-9.]*\) ms | [0-9]* |.*/\1/' "$work/during")
     [ -n "$joined" ] || { echo "bench: the member has not caught up within 300 s" >&2; exit 1; }
@@ -175,6 +258,7 @@ join() {
     }'
 }
 
+etcd=
 start_tenure
 if [ "$mode" = join ]; then
     join
@@ -183,5 +267,8 @@ fi
 seconds=${amount:-10}
 [ "$mode" != etcd ] || start_etcd
 header
-for _ in $(seq 1 "${ROUNDS:-1}"); do scenarios; done
+for _ in $(seq 1 "${ROUNDS:-1}"); do
+    scenarios
+    [ "$mode" != etcd ] || grpc_scenarios
+done
 exit "$bad"

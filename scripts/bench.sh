@@ -13,7 +13,9 @@ Load generator and members share the machine: compare ratios, not absolutes. The
 all servers together.
 
   --against-etcd  starts as many etcd members beside it (`etcd` on the PATH) and runs each scenario against
-                  both in turn: Tenure by REST and by the JSON gateway, etcd by its JSON gateway
+                  both in turn: Tenure by REST and by the JSON gateway, etcd by its JSON gateway, then both by
+                  gRPC. The last column: how many times the processor time of that row etcd took for the
+                  same through its own door
   --join          what a new member costs those who are served: KEYS (1000000) are written, then a member
                   joins that gets them as a snapshot, while clients write at a steady rate
 
@@ -84,6 +86,8 @@ row 'put, 64 connections, 32 keys a transaction' put --connections 64 --txn 32
 row 'get, 1 connection' get --connections 1
 row 'get, 64 connections' get --connections 64
 row 'get, 64 connections, stale' get --connections 64 --stale
+row 'range of 100 keys, 64 connections' range --connections 64
+row 'count of 10,000 keys, 64 connections' count --connections 64
 row 'mixed 90:10, 64 connections' mixed --connections 64
 
 # Coordination: one figure each; the unit of an operation is in its name.

@@ -843,12 +843,18 @@ pub(super) struct BenchLock {
     /// Clients that want it, each on a connection of its own
     #[arg(short, long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(super) contenders: u64,
+    /// With --grpc: connections that the clients share instead
+    #[arg(long, value_name = "COUNT", requires = "grpc", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: Option<u64>,
     /// How long
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     pub(super) duration: Duration,
     /// The lock's name
     #[arg(long, value_name = "NAME", default_value = "bench")]
     pub(super) name: String,
+    /// Speak etcd's gRPC instead (v3lockpb): to an etcd, or a member
+    #[arg(long)]
+    pub(super) grpc: bool,
 }
 
 #[derive(Debug, Args)]
@@ -856,7 +862,7 @@ pub(super) struct BenchLease {
     /// How many leases
     #[arg(short, long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub(super) leases: u64,
-    /// Connections that grant and renew them
+    /// Connections that grant and renew them, one after the other; with --grpc on one stream each
     #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(super) connections: u64,
     /// How long to renew
@@ -868,6 +874,9 @@ pub(super) struct BenchLease {
     /// Clients that write 100 times a second each while the leases end
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(super) bystanders: u64,
+    /// Speak etcd's gRPC instead: to an etcd, or a member
+    #[arg(long, conflicts_with = "expire")]
+    pub(super) grpc: bool,
 }
 
 #[derive(Debug, Args)]
@@ -878,9 +887,12 @@ pub(super) struct BenchReplay {
     /// Bytes of a value
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     pub(super) value_size: u64,
-    /// Connections that write them
+    /// Clients that write them, each on a connection of its own; with --grpc they share 2 to each endpoint
     #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(super) connections: u64,
+    /// Speak etcd's gRPC instead: to an etcd, or a member
+    #[arg(long)]
+    pub(super) grpc: bool,
 }
 
 /// Connections that each send one request after the other.
@@ -892,20 +904,30 @@ pub(super) enum BenchLoop {
     Get(BenchGet),
     /// Read and write
     Mixed(BenchMixed),
+    /// Read ranges of keys
+    Range(BenchRange),
+    /// Count all keys of the key space
+    Count(BenchGet),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct BenchWatch {
-    /// Streams, each on a connection of its own
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    pub(super) streams: u64,
+    /// Streams [default: 1000, each on a connection of its own; with --grpc 10]
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(super) streams: Option<u64>,
+    /// With --grpc: watches on each stream [default: 100]
+    #[arg(short, long, value_name = "COUNT", requires = "grpc", value_parser = clap::value_parser!(u64).range(1..=20_000))]
+    pub(super) watches_per_stream: Option<u64>,
+    /// With --grpc: connections that the streams share [default: 2 to each endpoint]
+    #[arg(short, long, value_name = "COUNT", requires = "grpc", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: Option<u64>,
     /// Writes a second
     #[arg(long, value_name = "OPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(super) rate: u64,
     /// How long to write
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     pub(super) duration: Duration,
-    /// Distinct keys; streams and writes are dealt to them in turn
+    /// Distinct keys; streams, or watches, and writes are dealt to them in turn
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) key_space: u64,
     /// Bytes of a key
@@ -920,6 +942,9 @@ pub(super) struct BenchWatch {
     /// Threads of the load generator
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub(super) threads: u64,
+    /// Speak etcd's gRPC instead: to an etcd, or a member
+    #[arg(long)]
+    pub(super) grpc: bool,
 }
 
 #[derive(Debug, Args)]
@@ -951,6 +976,17 @@ pub(super) struct BenchMixed {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct BenchRange {
+    /// Keys in each range
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) limit: u64,
+    #[command(flatten)]
+    pub(super) read: BenchRead,
+    #[command(flatten)]
+    pub(super) load: BenchLoad,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct BenchRead {
     /// Read any member's state, even if it lags
     #[arg(long)]
@@ -962,9 +998,12 @@ pub(super) struct BenchRead {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct BenchLoad {
-    /// Connections, each with one request at a time
-    #[arg(short, long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    pub(super) connections: u64,
+    /// Connections [default: 64, each with one request at a time; with --grpc 2 to each endpoint, which the clients share]
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) connections: Option<u64>,
+    /// With --grpc: clients, each with one request at a time, dealt to the connections in turn [default: 64]
+    #[arg(long, value_name = "COUNT", requires = "grpc", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(super) clients: Option<u64>,
     /// How long to measure
     #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     pub(super) duration: Duration,
@@ -1001,6 +1040,9 @@ pub(super) struct BenchLoad {
     /// Speak to etcd's JSON gateway (/v3) instead: an etcd, or a member
     #[arg(long)]
     pub(super) etcd: bool,
+    /// Speak etcd's gRPC instead: to an etcd, or a member
+    #[arg(long, conflicts_with = "etcd")]
+    pub(super) grpc: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -1056,6 +1098,10 @@ mod tests {
             &["txn", "-i", "-f", "x"],
             &["completion", "cmd.exe"],
             &["bench", "put", "--txn", "129"],
+            &["bench", "put", "--grpc", "--etcd"],
+            &["bench", "put", "--clients", "4"],
+            &["bench", "watch", "--watches-per-stream", "4"],
+            &["bench", "lease", "--grpc", "--expire", "1s"],
             &["watch", "k", "--mode", "latest"],
             &["watch", "k", "--mode", "signal=NOPE", "--", "true"],
             &["watch", "--after", "-1"],

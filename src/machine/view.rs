@@ -10,9 +10,9 @@ use super::read::{self, Source};
 use super::root::{Lease, Published, Root};
 use crate::model::event::PrevRef;
 use crate::model::{
-    AuthRefusal, Caller, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp, ListPage,
-    LogPosition, Need, PasswordHash, Permission, ROOT, RangeOp, RangeReply, Rejection, Revision, RevisionEvents,
-    TokenHash,
+    AuthRefusal, Caller, EventPage, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp,
+    ListPage, LogPosition, Need, PasswordHash, Permission, ROOT, RangeOp, RangeReply, Rejection, Revision,
+    RevisionEvents, TokenHash,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -191,14 +191,24 @@ impl View {
         Ok(Some(self.source().key_value(record, place, false)?))
     }
 
-    /// The events of whole revisions from `from` on, about `max_records` of them, for the watch hub,
-    /// which asks for its watchers' rights and filters by their ranges. Empty: `from` is above the
-    /// newest revision.
+    /// The events of whole revisions from `from` on, about `max_records` of them, at least one revision
+    /// if there is one. Empty: `from` is above the newest revision.
+    ///
+    /// # Errors
+    /// As `events_of`.
+    pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
+        Ok(self.source().events(from, max_records, &|_| true)?.revisions)
+    }
+
+    /// The events that these ranges show, for the watch hub, which asks for its watchers' rights. There may be
+    /// none in a stretch of history; the page says how far it has looked, which is at least at one revision if
+    /// there is one.
     ///
     /// # Errors
     /// `Compacted` if `from` is below the compacted revision; a broken store is a fault.
-    pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
-        Ok(self.source().events(from, max_records)?)
+    pub fn events_of(&self, ranges: &[KeyRange], from: Revision, max_records: usize) -> Result<EventPage, Failure> {
+        let wanted = |key: &[u8]| ranges.iter().any(|range| range.shows(key));
+        Ok(self.source().events(from, max_records, &wanted)?)
     }
 
     /// The former state that an event refers to, for the watch hub.

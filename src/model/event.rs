@@ -34,6 +34,15 @@ pub struct PrevRef {
     pub sub: u32,
 }
 
+/// A stretch of history, of the keys that were asked for.
+#[derive(Debug, Clone, Default)]
+pub struct EventPage {
+    /// Each with all its events of these keys, and none without any.
+    pub revisions: Vec<RevisionEvents>,
+    /// Everything of these keys up to this revision is told; go on after it.
+    pub upto: Revision,
+}
+
 /// All events of one revision, in the order of the transaction's operations.
 #[derive(Debug, Clone)]
 pub struct RevisionEvents {

@@ -60,6 +60,10 @@ pub const BLOCK_CACHE_BLOCKS: u64 = 256;
 pub const BLOCK_CACHE_BLOCK_BYTES_MAX: usize = 2 * BLOCK_BYTES_TARGET;
 /// One step of walking through history ends after the revision that reaches this size.
 pub const WALK_BYTES_MAX: usize = 4 << 20;
+/// One that looks for some keys also ends after the revision at which it has passed so many records, or so much of
+/// them: who waits beside it has a turn, and it goes on from there.
+pub const WALK_PASSED_RECORDS_MAX: usize = 16_384;
+pub const WALK_PASSED_BYTES_MAX: usize = 16 << 20;
 /// A block of a snapshot file, and its header's meta; longer ones are neither written nor read.
 pub const SNAPSHOT_BLOCK_BYTES_MAX: usize = 16 << 20;
 pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;

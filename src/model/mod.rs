@@ -27,7 +27,7 @@ pub use command::{
     Batch, Command, Compare, CompareOp, CompareTarget, Idempotency, LeaseChoice, LeaseLabel, LeaseRemaining,
     LeaseStart, Op, Proposal, PutOp, RangeOp, RangeSort, SortOrder, Txn,
 };
-pub use event::{DeleteReason, Event, EventKind, RevisionEvents};
+pub use event::{DeleteReason, Event, EventKind, EventPage, RevisionEvents};
 pub use failure::{Failure, Fault, Outcome, Rejection, Why};
 pub use key::{HIDDEN_PREFIX, KeyRange};
 pub use position::LogPosition;

@@ -111,11 +111,12 @@ pub(super) struct Socket<S> {
     activity: Arc<Activity>,
     /// How many bytes of the HTTP/2 preface have matched so far; `None` once it is decided.
     preface: Option<usize>,
+    written: bool,
 }
 
 impl<S> Socket<S> {
     pub(super) fn new(inner: S, activity: Arc<Activity>) -> Self {
-        Self { inner, activity, preface: Some(0) }
+        Self { inner, activity, preface: Some(0), written: false }
     }
 
     fn note_read(&mut self, bytes: &[u8]) {
@@ -149,7 +150,8 @@ impl<S> Socket<S> {
         self.inner.notice_within(Duration::from_millis(within.into()))
     }
 
-    fn note_write<T>(&self, result: &Poll<io::Result<T>>) {
+    fn note_write<T>(&mut self, result: &Poll<io::Result<T>>) {
+        self.written = true;
         self.activity.write_blocked.store(result.is_pending(), Relaxed);
         if result.is_ready() {
             self.activity.moved.fetch_add(1, Relaxed);
@@ -187,8 +189,13 @@ impl<S: AsyncWrite + Noticing + Unpin> AsyncWrite for Socket<S> {
         result
     }
 
+    /// HTTP/2 asks first before it has written anything, and then decides below which size it copies frames
+    /// together, to write many at once: 256 bytes where writes are vectored, 1,024 where they are not. Most
+    /// answers and events lie between, and would cost a system call each. Later it asks for each write, and there
+    /// a large frame is worth a vectored one.
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        let asks_for_copying = self.activity.multiplexed.load(Relaxed) && !self.written;
+        self.inner.is_write_vectored() && !asks_for_copying
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -267,6 +274,23 @@ mod tests {
         let activity = Arc::new(Activity::default());
         read(&mut Socket::new((), Arc::clone(&activity)), &[b"PRI * HTTP/1.1\r\n"]);
         assert!(activity.head_is_open());
+    }
+
+    /// Small frames of HTTP/2 are copied together, so that they share a system call.
+    #[tokio::test]
+    async fn http2_copies_small_frames_and_writes_large_ones_vectored() {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (preface, at_first) in [(H2_PREFACE, false), (&b"GET / HTTP/1.1\r\n"[..], true)] {
+            let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let server = Security::default().accept(listener.accept().await.unwrap().0).await.unwrap();
+            let mut socket = Socket::new(server, Arc::new(Activity::default()));
+            socket.note_read(preface);
+            assert_eq!(socket.is_write_vectored(), at_first);
+            socket.write_all(b"settings").await.unwrap();
+            assert!(socket.is_write_vectored());
+            drop(client);
+        }
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
 use crate::env::Clock;
-use crate::model::{Failure, Fault, Rejection, Revision, RevisionEvents, limits};
+use crate::model::{EventPage, Failure, Fault, KeyRange, Rejection, Revision, limits};
 use crate::raft::{Consensus, DiskStall, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rotation};
 use crate::storage::engine::Engine;
@@ -122,15 +122,15 @@ impl History for LateHistory {
         self.0.get().map_or(0, |consensus| consensus.reader().view().compacted_revision())
     }
 
-    fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
+    fn events(&self, ranges: &[KeyRange], from: Revision, max_records: usize) -> Result<EventPage, Fault> {
         match self.0.get() {
             // A revision compacted meanwhile is what `compacted_revision` then tells.
-            Some(consensus) => match consensus.reader().view().events(from, max_records) {
-                Ok(revisions) => Ok(revisions),
-                Err(Failure::Rejected(Rejection::Compacted { .. })) => Ok(Vec::new()),
+            Some(consensus) => match consensus.reader().view().events_of(ranges, from, max_records) {
+                Ok(page) => Ok(page),
+                Err(Failure::Rejected(Rejection::Compacted { .. })) => Ok(EventPage::default()),
                 Err(failure) => Err(Fault::Invariant(format!("reading history: {failure}"))),
             },
-            None => Ok(Vec::new()),
+            None => Ok(EventPage::default()),
         }
     }
 }

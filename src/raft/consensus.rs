@@ -13,7 +13,7 @@ use super::log_store::LogStore;
 use super::network::{Directory, Network, Transport};
 use super::snapshots::{self, Snapshots};
 use super::stall::{self, DiskStall};
-use super::types::{Member, MemberId, Types};
+use super::types::{LogId, Member, MemberId, Types};
 use super::{config, trimmer};
 use crate::env::{Clock, TaskSet};
 use crate::machine::{self, Machine, Outcome, Reader};
@@ -28,6 +28,7 @@ use futures_util::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Instant, Raft, ServerState};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -168,6 +169,8 @@ struct Inner {
     db_bytes: AtomicU64,
     recovered: watch::Receiver<bool>,
     leading: watch::Receiver<Option<u64>>,
+    /// The name of who led last, as of that membership: answers carry it.
+    leader_name: Mutex<Option<(MemberId, Option<LogId>, Arc<str>)>>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
@@ -249,6 +252,7 @@ impl Consensus {
             db_bytes: AtomicU64::new(0),
             recovered,
             leading,
+            leader_name: Mutex::new(None),
             ending,
             wal,
             metrics,
@@ -471,6 +475,24 @@ impl Consensus {
         let server = self.0.link.raft.server_metrics();
         let server = server.borrow_watched();
         (server.vote.leader_id.term, server.current_leader)
+    }
+
+    /// The name of another member that leads, while it is heard.
+    #[must_use]
+    pub fn leader_name(&self) -> Option<Arc<str>> {
+        let server = self.0.link.raft.server_metrics();
+        let server = server.borrow_watched();
+        let leader = server.current_leader.filter(|_| self.0.link.heard.is_recent())?;
+        let since = *server.membership_config.log_id();
+        let mut known = self.0.leader_name.lock();
+        if let Some((named, at, name)) = &*known
+            && (*named, *at) == (leader, since)
+        {
+            return Some(Arc::clone(name));
+        }
+        let name: Arc<str> = server.membership_config.membership().get_node(&leader)?.name.as_str().into();
+        *known = Some((leader, since, Arc::clone(&name)));
+        Some(name)
     }
 
     #[must_use]

@@ -66,7 +66,7 @@ impl Heard {
         Some(self.clock.monotonic().saturating_sub(Duration::from_millis(at)))
     }
 
-    fn is_recent(&self) -> bool {
+    pub(super) fn is_recent(&self) -> bool {
         self.age().is_some_and(|age| age <= self.patience)
     }
 }

@@ -344,11 +344,9 @@ impl Consensus {
             Ok(_) => Ok(()),
             Err(RaftError::Fatal(_)) => Err(Failure::Unavailable { why: Why::ShuttingDown, outcome: Outcome::Unknown }),
             // Voters change in two steps, and the error does not say which it was: the next leader may finish it.
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::PreconditionFailed(_)))
-                if membership() != before =>
-            {
-                Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown })
-            }
+            Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(_) | ClientWriteError::PreconditionFailed(_),
+            )) if membership() != before => Err(Failure::Unavailable { why: Why::NoLeader, outcome: Outcome::Unknown }),
             Err(RaftError::APIError(error)) => Err(refused(error)),
         }
     }

@@ -240,7 +240,7 @@ impl Service {
         let leader_name = if leader == Some(self.inner.member.id) {
             Some(Arc::clone(&self.inner.member.name))
         } else {
-            self.inner.parts.consensus.state().leader_member.map(|member| member.name.into())
+            self.inner.parts.consensus.leader_name()
         };
         Header {
             cluster_id: self.inner.member.cluster_id,

@@ -2,7 +2,7 @@
 
 use crate::env::{Clock, SeededEntropy, SystemClock, TaskSet};
 use crate::machine::LeaseChange;
-use crate::model::{Caller, Fault, LeaseChoice, Op, PutOp, Revision, RevisionEvents};
+use crate::model::{Caller, EventPage, Fault, KeyRange, LeaseChoice, Op, PutOp, Revision, RevisionEvents};
 use crate::raft::Publisher;
 use crate::raft::tests::LONG;
 use crate::raft::tests::cluster::Cluster;
@@ -49,8 +49,8 @@ impl History for NoHistory {
         0
     }
 
-    fn events(&self, _: Revision, _: usize) -> Result<Vec<RevisionEvents>, Fault> {
-        Ok(Vec::new())
+    fn events(&self, _: &[KeyRange], _: Revision, _: usize) -> Result<EventPage, Fault> {
+        Ok(EventPage::default())
     }
 }
 

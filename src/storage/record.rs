@@ -218,6 +218,21 @@ impl Block {
         Ok(out)
     }
 
+    /// Shows every record from `place` on to `visit`, in order, while that says to go on; they share the block's
+    /// bytes. `own` makes one that may be kept.
+    ///
+    /// # Errors
+    /// A fault if the block is malformed up to there.
+    pub fn visit_from(&self, place: Place, mut visit: impl FnMut(Record) -> bool) -> Result<(), Fault> {
+        let mut entries = self.entries();
+        while let Some(entry) = entries.next_entry()? {
+            if entry.place >= place && !visit(entry.decode(&self.bytes)?) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     /// Shows every record to `visit`, in order; they share the block's bytes.
     ///
     /// # Errors
@@ -230,7 +245,8 @@ impl Block {
         Ok(())
     }
 
-    fn own(&self, record: Record) -> Record {
+    /// The record with bytes of its own, unless it is most of this block.
+    pub(crate) fn own(&self, record: Record) -> Record {
         // A slice would keep the whole block in memory for one small record.
         if record.value.len() * 2 >= self.bytes.len() { record } else { record.detached() }
     }

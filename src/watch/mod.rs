@@ -21,7 +21,7 @@ pub use hub::{Hub, HubOptions, Lag};
 pub use ring::events_bytes;
 pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 
-use crate::model::{Fault, Revision, RevisionEvents};
+use crate::model::{EventPage, Fault, KeyRange, Revision};
 use std::fmt::Debug;
 
 /// The store's history, as of now at each call. The hub's publisher makes a revision readable here
@@ -31,9 +31,10 @@ pub trait History: Debug + Send + Sync + 'static {
     fn revision(&self) -> Revision;
     /// Events of revisions below this one may be gone; from it on they are whole. 0: nothing is gone.
     fn compacted_revision(&self) -> Revision;
-    /// The events from revision `from` on, in order, whole revisions only: up to about `max_records`
-    /// events, but at least one revision if there is one. Blocks on the disk.
-    fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault>;
+    /// The events that these ranges show from revision `from` on, in order, of each revision all: up to
+    /// about `max_records` of them. There may be none in what was looked at, which is at least one
+    /// revision if there is one. Blocks on the disk.
+    fn events(&self, ranges: &[KeyRange], from: Revision, max_records: usize) -> Result<EventPage, Fault>;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use super::hub::{Registration, Shared};
 use super::ring::{Taken, events_bytes};
-use crate::model::{Event, EventKind, Fault, KeyRange, Revision, RevisionEvents};
+use crate::model::{Event, EventKind, EventPage, Fault, KeyRange, Revision, RevisionEvents};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -61,7 +61,8 @@ pub enum Closed {
 /// A watch. Dropping it frees everything it holds.
 pub struct Watcher {
     registration: Registration,
-    targets: Vec<KeyRange>,
+    /// Shared with reads of history under way.
+    targets: Arc<[KeyRange]>,
     kinds: Kinds,
     start: Revision,
     next: Revision,
@@ -79,9 +80,7 @@ type Reading = Pin<Box<dyn Future<Output = Result<HistoryRead, Fault>> + Send>>;
 
 #[derive(Debug)]
 struct HistoryRead {
-    revisions: Vec<RevisionEvents>,
-    /// History reached at least this far before the read.
-    upto: Revision,
+    page: EventPage,
     /// As it stood after the read: had it passed the read's start, the read may have holes.
     compacted: Revision,
 }
@@ -97,7 +96,7 @@ impl Watcher {
     pub(super) fn new(registration: Registration, spec: WatchSpec, next: Revision) -> Self {
         Self {
             registration,
-            targets: spec.targets,
+            targets: spec.targets.into(),
             kinds: spec.kinds,
             start: next.saturating_sub(1),
             next,
@@ -158,7 +157,10 @@ impl Watcher {
             let idle = match step {
                 Step::Idle => true,
                 Step::Moved => {
-                    tokio::task::yield_now().await;
+                    // Only where there is nothing to say: whoever is told something takes its time for it.
+                    if self.ready.is_empty() {
+                        tokio::task::yield_now().await;
+                    }
                     false
                 }
                 Step::Read => {
@@ -226,7 +228,9 @@ impl Watcher {
                     self.in_history = true;
                     self.registration.shared.metrics.watch_catchups.inc();
                 }
-                self.reading = Some(start_reading(&self.registration.shared, self.next, self.read_records));
+                let targets = Arc::clone(&self.targets);
+                let shared = &self.registration.shared;
+                self.reading = Some(start_reading(shared, targets, self.next, self.read_records));
                 Step::Read
             }
         }
@@ -244,19 +248,19 @@ impl Watcher {
                 let current = self.registration.shared.history.revision();
                 return Some(WatchItem::Compacted { requested, compacted, current });
             }
-            Ok(read) if read.upto < self.next => {
-                let problem = format!("history ends at {} but {} was published", read.upto, self.next);
+            Ok(read) if read.page.upto < self.next => {
+                let problem = format!("history ends at {} but {} was published", read.page.upto, self.next);
                 self.closed = Some(Closed::Fault(Fault::Invariant(problem)));
             }
-            Ok(read) if read.revisions.is_empty() => self.next = read.upto + 1,
-            Ok(read) => self.accept_history(read.revisions),
+            Ok(read) => self.accept_history(read.page),
             Err(fault) => self.closed = Some(Closed::Fault(fault)),
         }
         None
     }
 
     /// Keeps what fits a stream's bound, at least one revision: the rest is read again when it is due.
-    fn accept_history(&mut self, mut revisions: Vec<RevisionEvents>) {
+    fn accept_history(&mut self, page: EventPage) {
+        let EventPage { mut revisions, upto } = page;
         let mut left = self.registration.shared.options.queue_bytes;
         let fits = revisions.iter().take_while(|events| {
             let bytes = events_bytes(&events.events);
@@ -265,13 +269,16 @@ impl Watcher {
             fits
         });
         let fits = fits.count();
-        self.read_records = if fits < revisions.len() {
-            (self.read_records / 2).max(1)
-        } else {
-            (self.read_records * 2).min(READ_RECORDS_MAX)
-        };
+        let fits_all = fits == revisions.len();
+        self.read_records =
+            if fits_all { (self.read_records * 2).min(READ_RECORDS_MAX) } else { (self.read_records / 2).max(1) };
+        let told = fits_all || fits == 0 && revisions.len() == 1;
         revisions.truncate(fits.max(1));
         self.accept(revisions);
+        if told {
+            // Nothing wanted lies between the last event and there, which may be far where others write.
+            self.next = self.next.max(upto + 1);
+        }
     }
 
     fn accept(&mut self, revisions: Vec<RevisionEvents>) {
@@ -300,7 +307,7 @@ impl Watcher {
     }
 }
 
-fn start_reading(shared: &Arc<Shared>, from: Revision, max_records: usize) -> Reading {
+fn start_reading(shared: &Arc<Shared>, targets: Arc<[KeyRange]>, from: Revision, max_records: usize) -> Reading {
     let shared = Arc::clone(shared);
     Box::pin(async move {
         let Ok(permit) = Arc::clone(&shared.catch_ups).acquire_owned().await else {
@@ -310,9 +317,8 @@ fn start_reading(shared: &Arc<Shared>, from: Revision, max_records: usize) -> Re
         let read = move || {
             // Held by the read itself: a dropped watcher must not let another read start beside it.
             let _permit = permit;
-            let upto = history.revision();
-            let revisions = history.events(from, max_records)?;
-            Ok(HistoryRead { revisions, upto, compacted: history.compacted_revision() })
+            let page = history.events(&targets, from, max_records)?;
+            Ok(HistoryRead { page, compacted: history.compacted_revision() })
         };
         let panicked = || Fault::Invariant("reading history panicked".to_owned());
         shared.tasks.blocking(read).await.unwrap_or_else(|| Err(panicked()))

@@ -858,6 +858,43 @@ fn the_program_tells_about_itself() {
     assert!(help.text().contains("--cas") && help.text().contains("--curl"), "{}", help.text());
 }
 
+/// The same loads through each door; ranges and counts are what they say, or are counted as errors.
+#[test]
+fn bench_goes_through_every_door() {
+    let server = support::server();
+    let shell = Shell::on(&server.url());
+    let bench = |args: &[&str]| shell.run(&[&["bench"], args, &["-o", "json"]].concat()).ok().json();
+    let common = ["--key-space", "300", "--count", "200", "--warm-up", "0s"];
+    for (door, name) in [(&[][..], "rest"), (&["--etcd"], "etcd-json"), (&["--grpc"], "etcd-grpc")] {
+        let prefix = format!("{name}/");
+        let common = [&common[..], &["--key-prefix", &prefix], door].concat();
+        for (load, operation) in [
+            (&["put", "--txn", "50"][..], "put"),
+            (&["get", "--no-fill"], "get"),
+            (&["get", "--stale"], "get"),
+            (&["range", "--limit", "10"], "range"),
+            (&["range", "--limit", "10", "--stale", "--no-fill"], "range"),
+            (&["count", "--no-fill"], "count"),
+            (&["mixed", "--reads", "50", "--no-fill"], "mixed"),
+        ] {
+            let told = bench(&[load, &common[..]].concat());
+            assert_eq!((&told["operation"], &told["door"]), (&json!(operation), &json!(name)));
+            assert_eq!((&told["operations"], &told["errors"]), (&json!(200), &json!({})), "{told}");
+        }
+    }
+    let shared = bench(&["put", "--count", "100", "--grpc", "--connections", "3", "--clients", "20"]);
+    assert_eq!((&shared["connections"], &shared["clients"]), (&json!(3), &json!(20)));
+    let missing = ["--key-prefix", "none/", "--no-fill", "--count", "10", "--warm-up", "0s", "--grpc"];
+    shell.run(&[&["bench", "get"], &missing[..]].concat()).exits(7);
+    shell.run(&["bench", "range", "--limit", "300", "--key-space", "300"]).exits(2);
+    for (door, watches) in [(&["--streams", "12"][..], 12), (&["--grpc", "-s", "4", "-w", "5", "-c", "2"], 20)] {
+        let watched = bench(&[&["watch", "-d", "400ms", "--rate", "50", "--key-space", "3"], door].concat());
+        assert_eq!((&watched["watches"], &watched["broken"]), (&json!(watches), &json!(0)), "{watched}");
+        assert!(watched["delivered"].as_u64() >= Some(watches), "{watched}");
+        assert_eq!(watched["delivered"], watched["expected"]);
+    }
+}
+
 #[test]
 fn bench_reports_rates_latency_and_cost() {
     let server = support::server();
@@ -893,6 +930,9 @@ fn bench_reports_rates_latency_and_cost() {
         (&["lease", "-l", "10", "-c", "2", "-d", "200ms"], "keep-alive"),
         (&["replay", "-r", "500", "-c", "4"], "replayed event"),
         (&["lease", "-l", "300", "-c", "2", "--expire", "2s"], "put beside an expiry"),
+        (&["lock", "-d", "300ms", "--contenders", "3", "--connections", "2", "--grpc"], "lock hand-over"),
+        (&["lease", "-l", "10", "-c", "2", "-d", "200ms", "--grpc"], "keep-alive"),
+        (&["replay", "-r", "500", "-c", "4", "--grpc"], "replayed event"),
     ] {
         let told = shell.run(&[&["bench"], args, &["-o", "json"]].concat()).ok().json();
         assert_eq!(told["operation"], operation);
@@ -900,6 +940,14 @@ fn bench_reports_rates_latency_and_cost() {
         assert_eq!(told["gone_after_s"].is_number(), args.contains(&"--expire"), "{told}");
     }
     shell.run(&["bench", "lease", "-l", "100000", "-c", "1", "--expire", "1s"]).exits(7);
+    // What came before the run is compacted, and no part of it.
+    shell.run(&["put", "x", "y"]).ok();
+    let newest = shell.run(&["get", "x", "-o", "json"]).ok().json()["mod_revision"].as_i64().unwrap();
+    shell.run(&["compact", &newest.to_string()]).ok();
+    for door in [&[][..], &["--grpc"]] {
+        let args = [&["replay", "-r", "100", "-c", "2"], door].concat();
+        assert_eq!(shell.run(&[&["bench"], &args[..], &["-o", "json"]].concat()).ok().json()["operations"], 100);
+    }
     let dead = format!("127.0.0.1:{}", free_port());
     shell.run(&["bench", "put", "-d", "200ms", "-c", "1", "--endpoints", &dead]).exits(7);
 }

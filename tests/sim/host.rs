@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tenure::env::{Clock, SeededEntropy, TaskSet};
 use tenure::machine::{self, LeaseChange};
-use tenure::model::{Failure, Fault, Rejection, Revision, RevisionEvents};
+use tenure::model::{EventPage, Failure, Fault, KeyRange, Rejection, Revision, RevisionEvents};
 use tenure::raft::{Consensus, Member, MemberId, NewStore, Options, Parts, Publisher};
 use tenure::service::{self, Lessor, Service, lessor};
 use tenure::storage::blocks::{BlockOptions, BlockStore};
@@ -104,10 +104,10 @@ impl History for Past {
         self.view().map_or(0, |view| view.compacted_revision())
     }
 
-    fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
-        match self.view().map(|view| view.events(from, max_records)) {
-            Some(Ok(revisions)) => Ok(revisions),
-            None | Some(Err(Failure::Rejected(Rejection::Compacted { .. }))) => Ok(Vec::new()),
+    fn events(&self, ranges: &[KeyRange], from: Revision, max_records: usize) -> Result<EventPage, Fault> {
+        match self.view().map(|view| view.events_of(ranges, from, max_records)) {
+            Some(Ok(page)) => Ok(page),
+            None | Some(Err(Failure::Rejected(Rejection::Compacted { .. }))) => Ok(EventPage::default()),
             Some(Err(failure)) => Err(Fault::Invariant(failure.to_string())),
         }
     }

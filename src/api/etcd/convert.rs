@@ -176,6 +176,18 @@ pub(super) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     }
 }
 
+/// The same of one that others hold too.
+pub(super) fn key_value_of(kv: &KeyValue) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key.clone(),
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        value: kv.value.clone(),
+        lease: kv.lease,
+    }
+}
+
 pub(super) fn range_reply(header: Option<pb::ResponseHeader>, reply: RangeReply) -> pb::RangeResponse {
     pb::RangeResponse {
         header,

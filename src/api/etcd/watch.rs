@@ -7,7 +7,7 @@
 
 mod progress;
 
-use super::convert::{header, key_value, watched};
+use super::convert::{header, key_value, key_value_of, watched};
 use super::errors::{NO_LEADER, STOPPED, known};
 use super::pb::etcdserverpb as pb;
 use super::pb::etcdserverpb::watch_create_request::FilterType;
@@ -322,7 +322,8 @@ impl Followed {
 
     async fn changes(&mut self, changes: Vec<Change>) -> bool {
         let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
-        let events: Vec<mvccpb::Event> = changes.into_iter().flat_map(events_of).collect();
+        let mut events = Vec::with_capacity(changes.len());
+        changes.into_iter().for_each(|change| push_events(&mut events, change));
         let at = pb::ResponseHeader { revision, ..header(&self.door.service().header()) };
         let whole = pb::WatchResponse { header: Some(at), watch_id: self.id, events, ..pb::WatchResponse::default() };
         let most = self.door.state.options.request_bytes_max;
@@ -367,19 +368,17 @@ impl Followed {
     }
 }
 
-fn events_of(change: Change) -> impl Iterator<Item = mvccpb::Event> {
+fn push_events(events: &mut Vec<mvccpb::Event>, change: Change) {
     use mvccpb::event::EventType;
-    let Change { events, previous } = change;
-    let mut previous = previous.into_iter();
-    let events: Vec<_> = events.events.iter().cloned().collect();
-    events.into_iter().map(move |event| mvccpb::Event {
+    let mut previous = change.previous.into_iter();
+    events.extend(change.events.events.iter().map(|event| mvccpb::Event {
         r#type: i32::from(match event.kind {
             EventKind::Put => EventType::Put,
             EventKind::Delete(_) => EventType::Delete,
         }),
-        kv: Some(key_value(event.kv)),
+        kv: Some(key_value_of(&event.kv)),
         prev_kv: previous.next().flatten().map(key_value),
-    })
+    }));
 }
 
 /// Parts of at most about so many bytes, each of at least one event; all but the last say that more comes.

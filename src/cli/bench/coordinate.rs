@@ -3,6 +3,7 @@
 //! writing; and one reader of what is long written.
 
 use super::cost::{self, Sample};
+use super::grpc;
 use super::load::per_second;
 use super::wire::Wire;
 use crate::cli::args::{BenchLease, BenchLock, BenchReplay};
@@ -32,7 +33,7 @@ const GONE_MAX: Duration = Duration::from_secs(120);
 
 /// One figure of a report, in the order of the columns.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     operation: &'static str,
     operations: u64,
     ops_per_s: f64,
@@ -56,31 +57,31 @@ struct Latency {
 
 /// What a run counts.
 #[derive(Debug)]
-struct Tally {
-    clock: SystemClock,
+pub(super) struct Tally {
+    pub(super) clock: SystemClock,
     latency_us: Mutex<Histogram<u64>>,
-    operations: AtomicU64,
+    pub(super) operations: AtomicU64,
 }
 
 impl Tally {
-    fn new() -> Result<Self, CliError> {
+    pub(super) fn new() -> Result<Self, CliError> {
         let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
             .map_err(|error| CliError::other(format!("histogram: {error}")))?;
         Ok(Self { clock: SystemClock::new(), latency_us: Mutex::new(latency_us), operations: AtomicU64::new(0) })
     }
 
-    fn now_us(&self) -> u64 {
+    pub(super) fn now_us(&self) -> u64 {
         u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn note(&self, latency_us: u64) {
+    pub(super) fn note(&self, latency_us: u64) {
         self.operations.fetch_add(1, Ordering::Relaxed);
         // A latency beyond the histogram's range counts as its end.
         self.latency_us.lock().saturating_record(latency_us);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "means for people")]
-    fn report(&self, operation: &'static str, took: Duration, [before, after]: [&Sample; 2]) -> Report {
+    pub(super) fn report(&self, operation: &'static str, took: Duration, [before, after]: [&Sample; 2]) -> Report {
         let operations = self.operations.load(Ordering::Relaxed);
         let latency = self.latency_us.lock();
         let cpu = after.server_cpu_s.zip(before.server_cpu_s).map(|(after, before)| after - before);
@@ -102,7 +103,7 @@ impl Tally {
 }
 
 impl Report {
-    fn tell(&self, session: &mut Session) -> Result<(), CliError> {
+    pub(super) fn tell(&self, session: &mut Session) -> Result<(), CliError> {
         if session.mode != Mode::Human {
             return session.out.json(self);
         }
@@ -130,7 +131,7 @@ impl Report {
     }
 }
 
-fn lost(error: &io::Error) -> CliError {
+pub(super) fn lost(error: &io::Error) -> CliError {
     CliError::Failed { message: format!("a connection: {error}"), hint: None, code: UNAVAILABLE }
 }
 
@@ -156,6 +157,9 @@ fn endpoints(session: &Session, count: u64) -> Vec<Endpoint> {
 }
 
 pub(super) async fn lock(args: &BenchLock, session: &mut Session) -> Result<(), CliError> {
+    if args.grpc {
+        return grpc::lock(args, session).await;
+    }
     let tally = Tally::new()?;
     let released_us = AtomicU64::new(0);
     let first = SystemEntropy.next_u64() >> 2;
@@ -188,6 +192,7 @@ pub(super) async fn lock(args: &BenchLock, session: &mut Session) -> Result<(), 
 pub(super) async fn lease(args: &BenchLease, session: &mut Session) -> Result<(), CliError> {
     match args.expire {
         Some(within) => expire(args, within, session).await,
+        None if args.grpc => grpc::keep_alive(args, session).await,
         None => keep_alive(args, session).await,
     }
 }
@@ -314,9 +319,15 @@ async fn look(session: &Session, prefix: &str, clock: &SystemClock, until: Durat
 
 /// Writes so many revisions, and reads them on one stream.
 pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<(), CliError> {
+    if args.grpc {
+        return grpc::replay(args, session).await;
+    }
     let tally = Tally::new()?;
     let value = "x".repeat(usize::try_from(args.value_size).unwrap_or(0));
     let prefix = format!("bench-replay/{:x}/", SystemEntropy.next_u64());
+    let endpoint = &session.client.endpoints()[0];
+    // What was written before is not part of it, and may be compacted.
+    let stood = newest(endpoint).await.map_err(|error| lost(&error))?;
     let next = AtomicU64::new(0);
     let writers = endpoints(session, args.connections).into_iter().map(|endpoint| {
         let (next, prefix, value) = (&next, &prefix, &value);
@@ -332,8 +343,7 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
     try_join_all(writers).await.map_err(|error| lost(&error))?;
     let before = cost::sample(&session.client).await;
     let began = tally.clock.monotonic();
-    let endpoint = &session.client.endpoints()[0];
-    read(endpoint, &prefix, args.revisions).await.map_err(|error| lost(&error))?;
+    read(endpoint, &prefix, stood, args.revisions).await.map_err(|error| lost(&error))?;
     let took = tally.clock.monotonic().saturating_sub(began);
     tally.note(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     tally.operations.store(args.revisions, Ordering::Relaxed);
@@ -341,9 +351,17 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
     tally.report("replayed event", took, [&before, &after]).tell(session)
 }
 
-async fn read(endpoint: &Endpoint, prefix: &str, events: u64) -> io::Result<()> {
+/// The newest revision of the store.
+async fn newest(endpoint: &Endpoint) -> io::Result<u64> {
+    let mut wire = Wire::open(endpoint).await?;
+    let told = must(&mut wire, "GET", "/v1/kv?prefix=bench-replay/&count_only", "").await?;
+    let told: serde_json::Value = serde_json::from_slice(&told)?;
+    told["revision"].as_u64().ok_or_else(|| io::Error::other("a listing without its revision"))
+}
+
+async fn read(endpoint: &Endpoint, prefix: &str, after: u64, events: u64) -> io::Result<()> {
     let mut stream = TcpStream::connect(endpoint.authority()).await?;
-    stream.write_all(&request("GET", &format!("/v1/watch?prefix={prefix}&after=1&bookmarks=off"), "")).await?;
+    stream.write_all(&request("GET", &format!("/v1/watch?prefix={prefix}&after={after}&bookmarks=off"), "")).await?;
     let mut buffer = vec![0; 256 << 10];
     let mut seen = 0;
     // A line ends with a brace; neither heads nor the frames of chunks do.

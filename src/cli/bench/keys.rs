@@ -1,6 +1,8 @@
 //! Which key an operation uses.
 
 use crate::cli::exit::CliError;
+use crate::model::KeyRange;
+use bytes::Bytes;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +39,25 @@ impl Keyspace {
 
     pub(super) fn rewind(&self) {
         self.next.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// All keys.
+    pub(super) fn range(&self) -> KeyRange {
+        KeyRange::prefix(self.prefix.clone())
+    }
+
+    pub(super) fn bytes(&self, number: u64) -> Bytes {
+        let mut key = Vec::with_capacity(self.prefix.len() + self.digits);
+        self.write(number, &mut key);
+        key.into()
     }
 
     pub(super) fn write(&self, number: u64, out: &mut Vec<u8>) {

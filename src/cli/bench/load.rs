@@ -1,5 +1,6 @@
-//! The loop of one connection, and a phase of all of them.
+//! The loop of one client, and a phase of all of them.
 
+use super::door::{self, Ask, Door, Link, Missed, Reach};
 use super::keys::{Keyspace, Rng};
 use super::request::{self, Requests};
 use super::wire::Wire;
@@ -7,7 +8,9 @@ use crate::cli::args::{BenchLoad, KeyOrder};
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::session::note;
 use crate::client::Endpoint;
+use crate::client::etcd::Etcd;
 use crate::env::{Clock, SystemClock, TaskSet};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
@@ -34,6 +37,15 @@ pub(super) enum Mix {
     },
     Reads {
         percent: u64,
+        stale: bool,
+    },
+    /// Each request reads so many keys that lie side by side.
+    Range {
+        keys: u64,
+        stale: bool,
+    },
+    /// Each request counts the whole key space.
+    Count {
         stale: bool,
     },
 }
@@ -69,11 +81,9 @@ impl Phase {
 #[derive(Debug)]
 pub(super) struct Plan {
     endpoints: Vec<Endpoint>,
-    connections: u64,
+    reach: Reach,
     keys: Arc<Keyspace>,
     value: Arc<str>,
-    /// The words of etcd's gateway.
-    etcd: bool,
     seed: u64,
 }
 
@@ -125,6 +135,7 @@ struct Shared {
 
 impl Plan {
     pub(super) fn new(load: &BenchLoad, endpoints: &[Endpoint], seed: u64) -> Result<Self, CliError> {
+        let reach = Reach::of(load, endpoints.len());
         let mut rng = Rng::new(seed);
         let size = usize::try_from(load.value_size).unwrap_or(0);
         // Letters only: the same bytes are fine in a body and in JSON.
@@ -132,16 +143,36 @@ impl Plan {
         let value: String = (0..size).map(|_| letter(rng.next())).collect();
         Ok(Self {
             endpoints: endpoints.to_vec(),
-            connections: load.connections,
+            reach,
             keys: Arc::new(Keyspace::new(&load.key_prefix, load.key_size, load.key_space)?),
-            value: request::value(load.etcd, value),
-            etcd: load.etcd,
+            value: request::value(reach.door == Door::Gateway, value),
             seed,
         })
     }
 
-    fn requests(&self, endpoint: &Endpoint) -> Requests {
-        Requests::new(self.etcd, self.keys.clone(), self.value.clone(), endpoint.authority().to_owned())
+    /// One for each client. What is measured are requests, not the handshakes of a burst of new connections.
+    async fn links(&self) -> Result<Vec<Link>, CliError> {
+        let clients = self.reach.clients;
+        if self.reach.door == Door::Grpc {
+            let dialled = door::dial(&self.endpoints, self.reach.connections).await.map_err(failed)?;
+            let value = Bytes::copy_from_slice(self.value.as_bytes());
+            let link = |etcd: &Etcd| Link::Grpc {
+                etcd: Box::new(etcd.clone()),
+                keys: Arc::clone(&self.keys),
+                value: value.clone(),
+            };
+            return Ok((0..clients).zip(dialled.iter().cycle()).map(|(_, etcd)| link(etcd)).collect());
+        }
+        let lanes = || (0..clients).zip(self.endpoints.iter().cycle()).map(|(_, endpoint)| endpoint);
+        // One that fails is tried again, and counted, by its lane.
+        let wires = join_all(lanes().map(Wire::open)).await;
+        let link = |(endpoint, wire): (&Endpoint, std::io::Result<Wire>)| {
+            let host = endpoint.authority().to_owned();
+            let gateway = self.reach.door == Door::Gateway;
+            let requests = Requests::new(gateway, Arc::clone(&self.keys), Arc::clone(&self.value), host);
+            Link::http(endpoint.clone(), requests, wire.ok())
+        };
+        Ok(lanes().zip(wires).map(link).collect())
     }
 
     pub(super) async fn run(&self, phase: &Phase, label: &'static str) -> Result<Tally, CliError> {
@@ -152,10 +183,7 @@ impl Plan {
         };
         let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, SIGNIFICANT_DIGITS)
             .map_err(|error| CliError::other(format!("histogram: {error}")))?;
-        let lanes = || (0..self.connections).zip(self.endpoints.iter().cycle());
-        // What is measured are requests, not the handshakes of a burst of new connections. One that
-        // fails is tried again, and counted, by its lane.
-        let wires = join_all(lanes().map(|(_, endpoint)| Wire::open(endpoint))).await;
+        let links = self.links().await?;
         let shared = Arc::new(Shared {
             clock: SystemClock::new(),
             deadline,
@@ -170,23 +198,20 @@ impl Plan {
             }),
         });
         let tasks = TaskSet::new();
-        for ((index, endpoint), wire) in lanes().zip(wires) {
+        for (link, index) in links.into_iter().zip(0_u64..) {
             let lane = Lane {
-                wire: wire.ok(),
-                endpoint: endpoint.clone(),
                 keys: Arc::clone(&self.keys),
-                requests: self.requests(endpoint),
                 rng: Rng::new(self.seed ^ index.wrapping_mul(0xa076_1d64_78bd_642f)),
                 phase: *phase,
                 index,
-                lanes: self.connections,
+                lanes: self.reach.clients,
                 in_txn: Vec::new(),
                 shared: Arc::clone(&shared),
             };
-            tasks.spawn("bench connection", lane.run());
+            tasks.spawn("bench client", lane.run(link));
         }
         watch(&shared, &tasks, label, phase.until).await;
-        let shared = Arc::into_inner(shared).ok_or_else(|| CliError::other("a connection did not end"))?;
+        let shared = Arc::into_inner(shared).ok_or_else(|| CliError::other("a client did not end"))?;
         let mut tally = shared.tally.into_inner();
         tally.elapsed = shared.clock.monotonic();
         Ok(tally)
@@ -226,12 +251,15 @@ pub(super) fn per_second(count: u64, elapsed: Duration) -> f64 {
     count as f64 / elapsed.as_secs_f64().max(1e-9)
 }
 
-/// One connection.
+/// What a client asks next; a transaction's keys are with the client.
+enum Next {
+    One(Ask<'static>),
+    Txn,
+}
+
+/// One client.
 struct Lane {
-    wire: Option<Wire>,
-    endpoint: Endpoint,
     keys: Arc<Keyspace>,
-    requests: Requests,
     rng: Rng,
     phase: Phase,
     index: u64,
@@ -242,9 +270,7 @@ struct Lane {
 }
 
 impl Lane {
-    async fn run(mut self) {
-        let mut wire = self.wire.take();
-        let mut request = Vec::with_capacity(64 << 10);
+    async fn run(mut self, mut link: Link) {
         let mut turn: u64 = 0;
         while self.shared.clock.monotonic() < self.shared.deadline {
             let keys = self.take();
@@ -260,14 +286,19 @@ impl Lane {
                 }
                 tokio::time::sleep(due.saturating_sub(self.shared.clock.monotonic())).await;
             }
-            let keys = self.build(&mut request, keys);
+            let ask = self.next_ask(keys);
             let start = due.unwrap_or_else(|| self.shared.clock.monotonic());
-            let outcome = self.exchange(&mut wire, &request).await;
+            let (outcome, keys) = match ask {
+                Next::One(ask) => (link.exchange(ask).await, 1),
+                Next::Txn => (
+                    link.exchange(Ask::Txn { keys: &self.in_txn }).await,
+                    u64::try_from(self.in_txn.len()).unwrap_or(0),
+                ),
+            };
             let took = self.shared.clock.monotonic().saturating_sub(start);
-            let failed = outcome.is_err();
+            let lost = outcome.as_ref().is_err_and(|missed| missed.lost);
             self.record(outcome, keys, took);
-            if failed {
-                wire = None;
+            if lost {
                 tokio::time::sleep(RECONNECT_AFTER).await;
             }
         }
@@ -277,7 +308,7 @@ impl Lane {
     fn take(&self) -> u64 {
         let wanted = match self.phase.mix {
             Mix::Txn { keys } => keys,
-            Mix::Put | Mix::Reads { .. } => 1,
+            Mix::Put | Mix::Reads { .. } | Mix::Range { .. } | Mix::Count { .. } => 1,
         };
         let rest = |left: u64| Some(if left == u64::MAX { left } else { left.saturating_sub(wanted) });
         let before = self.shared.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
@@ -298,19 +329,19 @@ impl Lane {
         }
     }
 
-    /// Writes the next request for up to `keys` operations; answers how many it has.
-    fn build(&mut self, request: &mut Vec<u8>, keys: u64) -> u64 {
+    /// The next request, for up to `keys` operations.
+    fn next_ask(&mut self, keys: u64) -> Next {
         match self.phase.mix {
             Mix::Reads { percent, stale } if self.rng.next() % 100 < percent => {
-                let key = self.next_key();
-                self.requests.get(request, key, stale);
-                1
+                Next::One(Ask::Get { key: self.next_key(), stale })
             }
-            Mix::Put | Mix::Reads { .. } => {
-                let key = self.next_key();
-                self.requests.put(request, key);
-                1
+            Mix::Put | Mix::Reads { .. } => Next::One(Ask::Put { key: self.next_key() }),
+            Mix::Range { keys, stale } => {
+                // All of it lies within the key space.
+                let from = self.next_key() % self.keys.count().saturating_sub(keys).max(1);
+                Next::One(Ask::Range { from, limit: keys, stale })
             }
+            Mix::Count { stale } => Next::One(Ask::Count { stale }),
             Mix::Txn { .. } => {
                 // A key may be written once in a transaction.
                 self.in_txn.clear();
@@ -320,36 +351,22 @@ impl Lane {
                         self.in_txn.push(key);
                     }
                 }
-                self.requests.txn(request, &self.in_txn);
-                self.in_txn.len() as u64
+                Next::Txn
             }
         }
     }
 
-    async fn exchange(&self, wire: &mut Option<Wire>, request: &[u8]) -> std::io::Result<u16> {
-        let connection = match wire {
-            Some(connection) => connection,
-            None => wire.insert(Wire::open(&self.endpoint).await?),
-        };
-        let (status, reusable) = connection.exchange(request).await?;
-        if !reusable {
-            *wire = None;
-        }
-        Ok(status)
-    }
-
-    fn record(&self, outcome: std::io::Result<u16>, keys: u64, took: Duration) {
+    fn record(&self, outcome: Result<(), Missed>, keys: u64, took: Duration) {
         let mut tally = self.shared.tally.lock();
         match outcome {
-            Ok(200..=299) => {
+            Ok(()) => {
                 tally.requests += 1;
                 tally.operations += keys;
                 let micros = u64::try_from(took.as_micros()).unwrap_or(LATENCY_US_MAX);
                 tally.latency_us.saturating_record(micros.clamp(1, LATENCY_US_MAX));
                 self.shared.done.fetch_add(keys, Ordering::Relaxed);
             }
-            Ok(status) => *tally.errors.entry(format!("status {status}")).or_default() += 1,
-            Err(error) => *tally.errors.entry(error.to_string()).or_default() += 1,
+            Err(missed) => *tally.errors.entry(missed.why).or_default() += 1,
         }
     }
 }

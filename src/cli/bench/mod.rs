@@ -1,12 +1,15 @@
-//! `bench`: a closed loop of connections against running members, or many watch streams (`watch`), or coordination (`lock`,
-//! `lease`, `replay`), with the server's own cost.
+//! `bench`: a closed loop of clients against running members, or many watch streams (`watch`), or coordination (`lock`,
+//! `lease`, `replay`), with the server's own cost: through REST, or through etcd's doors, of a member or of an etcd.
 //!
 //! The load generator shares the machine with the server more often than not, so it must cost little:
-//! one task per connection with one request at a time, on one thread unless told otherwise, its own
-//! HTTP/1.1 exchange, and no allocation per request. It reports its own processor time too.
+//! one task per client with one request at a time, on one thread unless told otherwise. Over HTTP/1.1 it
+//! has its own exchange, and no allocation per request; over gRPC many clients share a connection, so
+//! that frames travel together. It reports its own processor time too.
 
 mod coordinate;
 mod cost;
+mod door;
+mod grpc;
 mod keys;
 mod load;
 mod report;
@@ -19,6 +22,7 @@ use super::exit::CliError;
 use super::output::Mode;
 use super::session::Session;
 use crate::env::{Entropy as _, SystemEntropy};
+use door::Reach;
 use load::{Mix, Phase, Plan, Until};
 use report::Report;
 use std::time::Duration;
@@ -56,6 +60,8 @@ fn options(command: &BenchLoop) -> &BenchLoad {
         BenchLoop::Put(put) => &put.load,
         BenchLoop::Get(get) => &get.load,
         BenchLoop::Mixed(mixed) => &mixed.load,
+        BenchLoop::Range(range) => &range.load,
+        BenchLoop::Count(count) => &count.load,
     }
 }
 
@@ -67,17 +73,26 @@ fn mix(command: &BenchLoop) -> Mix {
         },
         BenchLoop::Get(get) => Mix::Reads { percent: 100, stale: get.read.stale },
         BenchLoop::Mixed(mixed) => Mix::Reads { percent: mixed.reads, stale: mixed.read.stale },
+        BenchLoop::Range(range) => Mix::Range { keys: range.limit, stale: range.read.stale },
+        BenchLoop::Count(count) => Mix::Count { stale: count.read.stale },
     }
 }
 
 async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliError> {
     let load = options(command);
     let mix = mix(command);
+    if let Mix::Range { keys, .. } = mix
+        && keys >= load.key_space
+    {
+        let problem = format!("--limit {keys} takes more keys than that: --key-space is {}", load.key_space);
+        return Err(CliError::Usage(problem));
+    }
     let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
         BenchLoop::Put(_) => false,
-        BenchLoop::Get(get) => !get.read.no_fill,
+        BenchLoop::Get(get) | BenchLoop::Count(get) => !get.read.no_fill,
         BenchLoop::Mixed(mixed) => !mixed.read.no_fill,
+        BenchLoop::Range(range) => !range.read.no_fill,
     };
     if needs_keys {
         plan.run(&Phase::fill(load.key_space, FILL_TXN_KEYS), "filling")
@@ -93,7 +108,8 @@ async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliEr
     let before = cost::sample(&session.client).await;
     let tally = plan.run(&Phase { mix, until, rate: load.rate, order: load.keys }, "measuring").await?;
     let after = cost::sample(&session.client).await;
-    let report = Report::new(command, &tally, &before, &after);
+    let reach = Reach::of(load, session.client.endpoints().len());
+    let report = Report::new(command, reach, &tally, [&before, &after]);
     match session.mode {
         Mode::Human => report.table(&mut session.out)?,
         _ => session.out.json(&report)?,

@@ -1,6 +1,7 @@
 //! What is told of a run.
 
 use super::cost::Sample;
+use super::door::Reach;
 use super::load::{Tally, per_second};
 use super::{mix, options};
 use crate::cli::args::BenchLoop;
@@ -14,6 +15,8 @@ pub(super) struct Report {
     operation: &'static str,
     door: &'static str,
     connections: u64,
+    /// Each with one request at a time.
+    clients: u64,
     key_bytes: u64,
     value_bytes: u64,
     key_space: u64,
@@ -50,7 +53,7 @@ struct Cost {
 }
 
 impl Report {
-    pub(super) fn new(command: &BenchLoop, tally: &Tally, before: &Sample, after: &Sample) -> Self {
+    pub(super) fn new(command: &BenchLoop, reach: Reach, tally: &Tally, [before, after]: [&Sample; 2]) -> Self {
         let load = options(command);
         let cost = |from: Option<f64>, to: Option<f64>| from.zip(to).map(|(from, to)| to - from);
         let per_op = |cpu_s: Option<f64>| {
@@ -65,14 +68,17 @@ impl Report {
                 BenchLoop::Put(_) => "put",
                 BenchLoop::Get(_) => "get",
                 BenchLoop::Mixed(_) => "mixed",
+                BenchLoop::Range(_) => "range",
+                BenchLoop::Count(_) => "count",
             },
-            door: if load.etcd { "etcd-json" } else { "rest" },
-            connections: load.connections,
+            door: reach.door.name(),
+            connections: reach.connections,
+            clients: reach.clients,
             key_bytes: load.key_size,
             value_bytes: load.value_size,
             key_space: load.key_space,
             keys_per_request: match mix(command) {
-                super::load::Mix::Txn { keys } => Some(keys),
+                super::load::Mix::Txn { keys } | super::load::Mix::Range { keys, .. } => Some(keys),
                 _ => None,
             },
             seconds: tally.elapsed.as_secs_f64(),
@@ -105,6 +111,7 @@ impl Report {
         let header = [
             "OP",
             "CONNS",
+            "CLIENTS",
             "OPS",
             "OPS/S",
             "P50",
@@ -121,6 +128,7 @@ impl Report {
         let row = vec![
             self.operation.to_owned(),
             self.connections.to_string(),
+            self.clients.to_string(),
             self.operations.to_string(),
             format!("{:.0}", self.ops_per_s),
             micros(latency.p50),

@@ -2,6 +2,7 @@
 //!
 //! Keys are plain text (`keys` sees to that), so nothing is escaped.
 
+use super::door::Ask;
 use super::keys::Keyspace;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -33,7 +34,17 @@ impl Requests {
         Self { etcd, keys, value, host, body, plain: Vec::new(), encoded: String::new() }
     }
 
-    pub(super) fn get(&mut self, request: &mut Vec<u8>, key: u64, stale: bool) {
+    pub(super) fn write(&mut self, request: &mut Vec<u8>, ask: Ask<'_>) {
+        match ask {
+            Ask::Get { key, stale } => self.get(request, key, stale),
+            Ask::Put { key } => self.put(request, key),
+            Ask::Txn { keys } => self.txn(request, keys),
+            Ask::Range { from, limit, stale } => self.range(request, from, limit, stale),
+            Ask::Count { stale } => self.count(request, stale),
+        }
+    }
+
+    fn get(&mut self, request: &mut Vec<u8>, key: u64, stale: bool) {
         request.clear();
         if self.etcd {
             self.encode(key);
@@ -47,7 +58,7 @@ impl Requests {
         write!(request, " HTTP/1.1\r\nhost: {}\r\n\r\n", self.host).ok();
     }
 
-    pub(super) fn put(&mut self, request: &mut Vec<u8>, key: u64) {
+    fn put(&mut self, request: &mut Vec<u8>, key: u64) {
         request.clear();
         if self.etcd {
             self.encode(key);
@@ -61,7 +72,7 @@ impl Requests {
     }
 
     /// One transaction that puts all of these.
-    pub(super) fn txn(&mut self, request: &mut Vec<u8>, keys: &[u64]) {
+    fn txn(&mut self, request: &mut Vec<u8>, keys: &[u64]) {
         request.clear();
         self.body.clear();
         self.body.extend_from_slice(if self.etcd { b"{\"success\":[" } else { b"{\"then\":[" });
@@ -81,6 +92,43 @@ impl Requests {
         }
         self.body.extend_from_slice(b"]}");
         self.post(request, if self.etcd { "/v3/kv/txn" } else { "/v1/txn" });
+    }
+
+    /// So many keys from this one on.
+    fn range(&mut self, request: &mut Vec<u8>, from: u64, limit: u64, stale: bool) {
+        request.clear();
+        if self.etcd {
+            self.encode(from);
+            write!(self.body, "{{\"key\":\"{}\",\"rangeEnd\":\"", self.encoded).ok();
+            self.encode_only(from + limit);
+            let serializable = if stale { ",\"serializable\":true" } else { "" };
+            write!(self.body, "{}\"{serializable}}}", self.encoded).ok();
+            return self.post(request, "/v3/kv/range");
+        }
+        request.extend_from_slice(b"GET /v1/kv?start=");
+        self.keys.write(from, request);
+        request.extend_from_slice(b"&end=");
+        self.keys.write(from + limit, request);
+        write!(request, "&limit={limit}{}", if stale { "&consistency=stale" } else { "" }).ok();
+        write!(request, " HTTP/1.1\r\nhost: {}\r\n\r\n", self.host).ok();
+    }
+
+    /// How many keys there are.
+    fn count(&mut self, request: &mut Vec<u8>, stale: bool) {
+        request.clear();
+        if self.etcd {
+            self.body.clear();
+            let range = self.keys.range();
+            let key = BASE64_STANDARD.encode(&range.start);
+            let end = BASE64_STANDARD.encode(range.end.as_deref().unwrap_or(b"\0"));
+            let serializable = if stale { ",\"serializable\":true" } else { "" };
+            write!(self.body, "{{\"key\":\"{key}\",\"rangeEnd\":\"{end}\",\"countOnly\":true{serializable}}}").ok();
+            return self.post(request, "/v3/kv/range");
+        }
+        let consistency = if stale { "&consistency=stale" } else { "" };
+        let prefix = self.keys.prefix();
+        write!(request, "GET /v1/kv?prefix={prefix}&count_only{consistency} HTTP/1.1\r\n").ok();
+        write!(request, "host: {}\r\n\r\n", self.host).ok();
     }
 
     /// The key in base64, for a new body.
@@ -131,6 +179,9 @@ mod tests {
         let put = |key: &str| format!(r#"{{"put":{{"key":"{key}","value":"abc"}}}}"#);
         assert_eq!(body, format!(r#"{{"then":[{},{}]}}"#, put("b/000001"), put("b/000002")));
         assert!(txn.contains(&format!("content-length: {}\r\n", body.len())), "{txn}");
+        let range = text(|out| requests.range(out, 7, 5, true));
+        assert!(range.starts_with("GET /v1/kv?start=b/000007&end=b/000012&limit=5&consistency=stale HTTP/1.1\r\n"));
+        assert!(text(|out| requests.count(out, false)).starts_with("GET /v1/kv?prefix=b/&count_only HTTP/1.1\r\n"));
     }
 
     #[test]
@@ -151,5 +202,10 @@ mod tests {
         assert_eq!(body(text(|out| requests.put(out, 7)), "/v3/kv/put"), json);
         let json = serde_json::json!({"success": [{"requestPut": json}, {"requestPut": json}]});
         assert_eq!(body(text(|out| requests.txn(out, &[7, 7])), "/v3/kv/txn"), json);
+        let json = serde_json::json!({"key": key, "rangeEnd": BASE64_STANDARD.encode("b/000012")});
+        assert_eq!(body(text(|out| requests.range(out, 7, 5, false)), "/v3/kv/range"), json);
+        let (key, end) = (BASE64_STANDARD.encode("b/"), BASE64_STANDARD.encode("b0"));
+        let json = serde_json::json!({"key": key, "rangeEnd": end, "countOnly": true, "serializable": true});
+        assert_eq!(body(text(|out| requests.count(out, true)), "/v3/kv/range"), json);
     }
 }

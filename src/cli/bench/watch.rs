@@ -1,10 +1,12 @@
-//! `bench watch`: many streams, one writer at a fixed rate, and how long each change takes from the
-//! moment it is sent to the member until a stream has it.
+//! `bench watch`: many watches, one writer at a fixed rate, and how long each change takes from the
+//! moment it is sent to the member until a watch has it.
 //!
-//! Every value begins with the time at which it was sent, by the clock that the streams read too. One
-//! connection for each stream, as browsers and scripts have them.
+//! Every value begins with the time at which it was sent, by the clock that the streams read too. Over REST
+//! one connection for each stream, as browsers and scripts have them; over etcd's gRPC many watches on each of
+//! a few streams, as its clients have them.
 
 use super::cost::{self, Sample};
+use super::door;
 use super::keys::Keyspace;
 use super::load::per_second;
 use super::wire::Wire;
@@ -13,7 +15,9 @@ use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::output::{Mode, Out};
 use crate::cli::session::{Session, note};
 use crate::client::Endpoint;
+use crate::client::etcd::Etcd;
 use crate::env::{Clock as _, SystemClock, TaskSet};
+use bytes::Bytes;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -28,6 +32,10 @@ use tokio::sync::Semaphore;
 const LATENCY_US_MAX: u64 = 120_000_000;
 /// Digits of the time at the beginning of a value.
 const STAMP_DIGITS: usize = 16;
+/// Streams, if nothing else is said; and over gRPC, with so many watches each.
+const STREAMS: u64 = 1000;
+const GRPC_STREAMS: u64 = 10;
+const WATCHES_EACH: u64 = 100;
 /// Connections being opened at once.
 const OPENING_MAX: usize = 64;
 /// After the last write, how long nothing may arrive before the rest counts as missing.
@@ -42,9 +50,17 @@ struct Shared {
     delivered: AtomicU64,
 }
 
+/// Who watches.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    streams: u64,
+    each: u64,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     streams: u64,
+    watches: u64,
     broken: u64,
     keys: u64,
     writes: u64,
@@ -78,28 +94,49 @@ pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<
         broken: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
     });
+    let crowd = Crowd {
+        streams: args.streams.unwrap_or(if args.grpc { GRPC_STREAMS } else { STREAMS }),
+        each: if args.grpc { args.watches_per_stream.unwrap_or(WATCHES_EACH) } else { 1 },
+    };
+    let endpoints = session.client.endpoints();
+    let dialled = match args.grpc {
+        true => door::connections(args.connections, endpoints.len()).min(crowd.streams),
+        false => 0,
+    };
+    let dialled = door::dial(endpoints, dialled).await.map_err(failed)?;
     let idle = cost::sample(&session.client).await;
     let tasks = TaskSet::new();
     let opening = Arc::new(Semaphore::new(OPENING_MAX));
-    for (index, endpoint) in (0..args.streams).zip(session.client.endpoints().iter().cycle()) {
-        let key = name(&keys, index % args.key_space);
-        let stream = follow(endpoint.clone(), key, Arc::clone(&opening), Arc::clone(&shared));
-        tasks.spawn_until_stop("bench stream", stream);
+    for (index, endpoint) in (0..crowd.streams).zip(endpoints.iter().cycle()) {
+        let turn = usize::try_from(index).unwrap_or(0).checked_rem(dialled.len());
+        let (opening, shared) = (Arc::clone(&opening), Arc::clone(&shared));
+        match turn.and_then(|turn| dialled.get(turn)) {
+            Some(etcd) => {
+                let watches = index * crowd.each..(index + 1) * crowd.each;
+                let watched = watches.map(|watch| keys.bytes(watch % args.key_space)).collect();
+                tasks.spawn_until_stop("bench stream", follow_watches(etcd.clone(), watched, opening, shared));
+            }
+            None => {
+                let key = name(&keys, index % args.key_space);
+                tasks.spawn_until_stop("bench stream", follow(endpoint.clone(), key, opening, shared));
+            }
+        }
     }
-    while shared.open.load(Ordering::Relaxed) + shared.broken.load(Ordering::Relaxed) < args.streams {
+    while shared.open.load(Ordering::Relaxed) + shared.broken.load(Ordering::Relaxed) < crowd.streams {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let open = shared.open.load(Ordering::Relaxed);
     note(&format!("{open} streams are open"));
     let before = cost::sample(&session.client).await;
     let began = shared.clock.monotonic();
-    let (writes, expected) = write(args, session, &keys, &shared).await?;
+    let (writes, expected) = write(args, session, &keys, crowd.streams * crowd.each, &shared).await?;
     let took = shared.clock.monotonic().saturating_sub(began);
     settle(&shared, expected).await;
     let after = cost::sample(&session.client).await;
     let broken = shared.broken.load(Ordering::Relaxed);
     tasks.stop(Duration::from_secs(5)).await;
-    let report = Report::new(args, &shared, (writes, expected, broken), took, [&idle, &before, &after]);
+    let counts = Counts { crowd, keys: args.key_space, writes, expected, broken };
+    let report = Report::new(counts, &shared, took, [&idle, &before, &after]);
     match session.mode {
         Mode::Human => report.table(&mut session.out)?,
         _ => session.out.json(&report)?,
@@ -107,7 +144,11 @@ pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<
     // Numbers of a run in which events are missing are no numbers.
     let complete = broken == 0 && report.delivered == expected;
     let message = format!("{} of {expected} events arrived, {broken} streams broke", report.delivered);
-    if complete { Ok(()) } else { Err(CliError::Failed { message, hint: None, code: UNAVAILABLE }) }
+    if complete { Ok(()) } else { Err(failed(message)) }
+}
+
+fn failed(message: String) -> CliError {
+    CliError::Failed { message, hint: None, code: UNAVAILABLE }
 }
 
 fn name(keys: &Keyspace, number: u64) -> String {
@@ -117,13 +158,14 @@ fn name(keys: &Keyspace, number: u64) -> String {
 }
 
 /// Writes at the asked rate; answers how many writes there were and how many events they make.
-async fn write(args: &BenchWatch, session: &Session, keys: &Keyspace, shared: &Shared) -> Result<(u64, u64), CliError> {
-    let lost = |error: std::io::Error| CliError::Failed {
-        message: format!("the writer's connection: {error}"),
-        hint: None,
-        code: UNAVAILABLE,
-    };
-    let mut wire = Wire::open(&session.client.endpoints()[0]).await.map_err(lost)?;
+async fn write(
+    args: &BenchWatch,
+    session: &Session,
+    keys: &Keyspace,
+    watches: u64,
+    shared: &Shared,
+) -> Result<(u64, u64), CliError> {
+    let mut writer = Writer::open(&session.client.endpoints()[0], args.grpc).await?;
     let size = usize::try_from(args.value_size).unwrap_or(0).max(STAMP_DIGITS);
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(args.rate).unwrap_or(u32::MAX));
     let began = shared.clock.monotonic();
@@ -131,22 +173,53 @@ async fn write(args: &BenchWatch, session: &Session, keys: &Keyspace, shared: &S
     while shared.clock.monotonic().saturating_sub(began) < args.duration {
         ticks.tick().await;
         let number = writes % args.key_space;
-        let mut request = Vec::with_capacity(size + 256);
-        let key = name(keys, number);
-        write!(request, "PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n").ok();
+        let mut value = Vec::with_capacity(size);
         let sent_us = shared.clock.monotonic().as_micros();
-        write!(request, "{sent_us:0STAMP_DIGITS$}").ok();
-        request.resize(request.len() + size - STAMP_DIGITS, b'x');
-        let (status, _) = wire.exchange(&request).await.map_err(lost)?;
-        if status >= 300 {
-            let message = format!("a write was answered {status}");
-            return Err(CliError::Failed { message, hint: None, code: UNAVAILABLE });
-        }
+        // Writing to a Vec cannot fail.
+        write!(value, "{sent_us:0STAMP_DIGITS$}").ok();
+        value.resize(size, b'x');
+        writer.put(keys, number, value).await?;
         writes += 1;
-        // Streams are dealt to keys in turn.
-        expected += args.streams / args.key_space + u64::from(number < args.streams % args.key_space);
+        // Watches are dealt to keys in turn.
+        expected += watches / args.key_space + u64::from(number < watches % args.key_space);
     }
     Ok((writes, expected))
+}
+
+enum Writer {
+    Rest(Wire),
+    Grpc(Box<Etcd>),
+}
+
+impl Writer {
+    async fn open(endpoint: &Endpoint, grpc: bool) -> Result<Self, CliError> {
+        let lost = |error: &dyn std::fmt::Display| failed(format!("the writer's connection: {error}"));
+        if grpc {
+            let (etcd, _) = Etcd::connect(vec![endpoint.clone()]).await.map_err(|error| lost(&error))?;
+            return Ok(Self::Grpc(Box::new(etcd)));
+        }
+        Ok(Self::Rest(Wire::open(endpoint).await.map_err(|error| lost(&error))?))
+    }
+
+    async fn put(&mut self, keys: &Keyspace, number: u64, value: Vec<u8>) -> Result<(), CliError> {
+        match self {
+            Self::Rest(wire) => {
+                let (key, size) = (name(keys, number), value.len());
+                let mut request =
+                    format!("PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n")
+                        .into_bytes();
+                request.extend_from_slice(&value);
+                match wire.exchange(&request).await {
+                    Ok((200..=299, _)) => Ok(()),
+                    Ok((status, _)) => Err(failed(format!("a write was answered {status}"))),
+                    Err(error) => Err(failed(format!("the writer's connection: {error}"))),
+                }
+            }
+            Self::Grpc(etcd) => {
+                etcd.put(keys.bytes(number), value.into()).await.map_err(|error| failed(format!("a write: {error}")))
+            }
+        }
+    }
 }
 
 /// Waits until everything has arrived, or nothing does any more.
@@ -170,6 +243,36 @@ async fn follow(endpoint: Endpoint, key: String, opening: Arc<Semaphore>, shared
     if read(&endpoint, &key, &opening, &shared).await.is_err() {
         shared.broken.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Watches on one stream, until it breaks or is stopped.
+async fn follow_watches(etcd: Etcd, keys: Vec<Bytes>, opening: Arc<Semaphore>, shared: Arc<Shared>) {
+    // Whoever stops the streams drops this; otherwise it ends with what broke it.
+    if read_watches(&etcd, keys, &opening, &shared).await.is_none() {
+        shared.broken.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn read_watches(etcd: &Etcd, keys: Vec<Bytes>, opening: &Semaphore, shared: &Shared) -> Option<()> {
+    let turn = opening.acquire().await.ok()?;
+    let mut watches = etcd.watches(keys, 0).await.ok()?;
+    drop(turn);
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    loop {
+        let events = watches.next().await.ok()?;
+        let now_us = u64::try_from(shared.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+        for event in &events {
+            let sent_us = event.kv.as_ref().and_then(|kv| number(kv.value.get(..STAMP_DIGITS)?));
+            if let Some(sent_us) = sent_us {
+                shared.delivered.fetch_add(1, Ordering::Relaxed);
+                shared.latency_us.lock().saturating_record(now_us.saturating_sub(sent_us));
+            }
+        }
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 async fn read(endpoint: &Endpoint, key: &str, opening: &Semaphore, shared: &Shared) -> std::io::Result<()> {
@@ -213,26 +316,32 @@ async fn read(endpoint: &Endpoint, key: &str, opening: &Semaphore, shared: &Shar
 fn stamp(line: &[u8]) -> Option<u64> {
     const BEFORE: &[u8] = b"\"value\":\"";
     let at = line.windows(BEFORE.len()).position(|window| window == BEFORE)? + BEFORE.len();
-    std::str::from_utf8(line.get(at..at + STAMP_DIGITS)?).ok()?.parse().ok()
+    number(line.get(at..at + STAMP_DIGITS)?)
+}
+
+/// What a run was, and what came of it.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    crowd: Crowd,
+    keys: u64,
+    writes: u64,
+    expected: u64,
+    broken: u64,
 }
 
 impl Report {
     #[expect(clippy::cast_precision_loss, reason = "means for people")]
-    fn new(
-        args: &BenchWatch,
-        shared: &Shared,
-        (writes, expected, broken): (u64, u64, u64),
-        took: Duration,
-        [idle, before, after]: [&Sample; 3],
-    ) -> Self {
+    fn new(counts: Counts, shared: &Shared, took: Duration, [idle, before, after]: [&Sample; 3]) -> Self {
+        let Counts { crowd, keys, writes, expected, broken } = counts;
         let latency = shared.latency_us.lock();
         let delivered = shared.delivered.load(Ordering::Relaxed);
         let cpu = after.server_cpu_s.zip(before.server_cpu_s).map(|(after, before)| after - before);
         let grown = before.server_rss_bytes.zip(idle.server_rss_bytes).map(|(open, idle)| open - idle);
         Self {
-            streams: args.streams,
+            streams: crowd.streams,
+            watches: crowd.streams * crowd.each,
             broken,
-            keys: args.key_space,
+            keys,
             writes,
             writes_per_s: per_second(writes, took),
             expected,
@@ -247,7 +356,7 @@ impl Report {
             server_cpu_s: cpu,
             server_cpu_us_per_event: cpu.filter(|_| delivered > 0).map(|cpu| cpu * 1e6 / delivered as f64),
             server_rss_bytes: after.server_rss_bytes,
-            server_rss_bytes_per_stream: grown.map(|grown| grown / args.streams as f64),
+            server_rss_bytes_per_stream: grown.map(|grown| grown / crowd.streams as f64),
         }
     }
 
@@ -259,6 +368,7 @@ impl Report {
         let micros = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
         let header = [
             "STREAMS",
+            "WATCHES",
             "KEYS",
             "WRITES/S",
             "EVENTS",
@@ -272,6 +382,7 @@ impl Report {
         ];
         let row = vec![
             self.streams.to_string(),
+            self.watches.to_string(),
             self.keys.to_string(),
             format!("{:.0}", self.writes_per_s),
             self.delivered.to_string(),

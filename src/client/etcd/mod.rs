@@ -1,13 +1,24 @@
-//! A client of etcd's gRPC API, as far as copying one store into another needs it: of an etcd, and of a
-//! Tenure member, which speaks the same.
+//! A client of etcd's gRPC API, as far as copying one store into another needs it, and measuring one: of an
+//! etcd, and of a Tenure member, which speaks the same.
 //!
 //! Invariants: every call has its time; everything that writes may be repeated, since it says what shall be
 //! and not what shall change; a failure tells whether trying again may help.
 
+/// A client of one of the services. Above the modules that use it.
+macro_rules! client {
+    ($self:ident, $module:ident :: $client:ident) => {
+        etcd::$module::$client::new($self.channel.clone())
+            .max_decoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX)
+    };
+}
+
 mod changes;
+mod load;
 pub mod pb;
 
 pub use changes::{Change, Changes};
+pub use load::{Counted, Renewals, Span, Watches};
 
 use super::Endpoint;
 use bytes::Bytes;
@@ -23,6 +34,9 @@ use tonic::{Code, Response, Status};
 const CONNECT: Duration = Duration::from_secs(5);
 /// A page of large values over a slow line takes its time.
 const CALL: Duration = Duration::from_secs(30);
+/// What a stream, and all of a connection together, may send ahead of who reads it.
+const STREAM_WINDOW: u32 = 1 << 20;
+const WINDOW: u32 = 8 << 20;
 /// The whole range of keys, as etcd's clients write it.
 const ALL: &[u8] = b"\0";
 
@@ -92,14 +106,6 @@ impl Write {
     }
 }
 
-macro_rules! client {
-    ($self:ident, $module:ident :: $client:ident) => {
-        etcd::$module::$client::new($self.channel.clone())
-            .max_decoding_message_size(usize::MAX)
-            .max_encoding_message_size(usize::MAX)
-    };
-}
-
 impl Etcd {
     /// Connects to the first of the endpoints that answers.
     ///
@@ -126,6 +132,8 @@ impl Etcd {
             message: super::error::root_cause(&error),
         };
         let dialled = tonic::transport::Endpoint::from_shared(endpoint.base().to_owned()).map_err(unavailable)?;
+        // Many large answers may be under way at once: none of them shall wait for another's window.
+        let dialled = dialled.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(WINDOW);
         dialled.connect_timeout(CONNECT).connect().await.map_err(unavailable)
     }
 

@@ -3,15 +3,21 @@
 use super::{Source, Stop, key_value};
 use crate::machine::index::Place;
 use crate::model::event::PrevRef;
-use crate::model::{Event, EventKind, KeyValue, Rejection, Revision, RevisionEvents};
+use crate::model::{Event, EventKind, EventPage, KeyValue, Rejection, Revision, RevisionEvents};
 use crate::storage::record::{Record, RecordKind};
 use bytes::Bytes;
 use std::sync::Arc;
 
 impl Source<'_> {
-    /// The events of whole revisions from `from` on: at least one revision if there is any.
-    /// Everything from the compacted revision on is still stored, superseded or not.
-    pub(crate) fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Stop> {
+    /// The events of wanted keys from `from` on, of each revision all: about `max_records` of them. Others are
+    /// passed before anything is made of them. Everything from the compacted revision on is still stored,
+    /// superseded or not.
+    pub(crate) fn events(
+        &self,
+        from: Revision,
+        max_records: usize,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<EventPage, Stop> {
         let numbers = self.root.numbers;
         if from < numbers.compacted {
             return Err(Rejection::Compacted {
@@ -22,13 +28,16 @@ impl Source<'_> {
             .into());
         }
         if from > numbers.revision {
-            return Ok(Vec::new());
+            return Ok(EventPage { revisions: Vec::new(), upto: numbers.revision });
         }
-        let mut records = self.root.values.store.walk(from, max_records.max(1))?;
+        let walked = self.root.values.store.walk_wanted(from, max_records.max(1), wanted)?;
         // The store may be ahead of this root.
+        let upto = walked.upto.map_or(numbers.revision, |upto| upto.min(numbers.revision));
+        let mut records = walked.records;
         records.truncate(records.partition_point(|record| record.main <= numbers.revision));
         let revisions = records.chunk_by(|a, b| a.main == b.main);
-        revisions.map(|records| self.revision_events(records)).collect()
+        let revisions = revisions.map(|records| self.revision_events(records)).collect::<Result<_, _>>()?;
+        Ok(EventPage { revisions, upto })
     }
 
     fn revision_events(&self, records: &[Arc<Record>]) -> Result<RevisionEvents, Stop> {

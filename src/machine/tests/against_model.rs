@@ -9,8 +9,8 @@ use crate::machine::index::Direction;
 use crate::machine::read::{Source, live_in};
 use crate::machine::{LeaseInfo, Machine, Options, View};
 use crate::model::{
-    Batch, Caller, Delimiter, Failure, HistoryItem, HistoryOp, KeyRange, ListOp, LogPosition, Proposal, RangeSort,
-    RevisionEvents, SortOrder,
+    Batch, Caller, Delimiter, Failure, HistoryItem, HistoryOp, KeyRange, KeyValue, ListOp, LogPosition, Proposal,
+    RangeSort, RevisionEvents, SortOrder,
 };
 use bytes::Bytes;
 use std::hash::{BuildHasher, Hasher};
@@ -129,6 +129,27 @@ fn compare_events(view: &View, model: &Model, events: &[RevisionEvents], from: i
     }
 }
 
+/// What some ranges show of all readable history.
+fn some_events(view: &View, model: &Model, targets: &[KeyRange]) {
+    let shown = |kv: &KeyValue| targets.iter().any(|target| target.shows(&kv.key));
+    let (mut told, mut next) = (Vec::new(), model.compacted);
+    while next <= model.revision {
+        let page = view.events_of(targets, next, 3).unwrap();
+        assert!(page.upto >= next && page.upto <= model.revision);
+        assert!(page.revisions.iter().all(|events| (next..=page.upto).contains(&events.revision)));
+        for RevisionEvents { revision, events } in page.revisions {
+            assert!(!events.is_empty());
+            told.extend(events.iter().map(|event| (revision, event.kind.clone(), event.kv.clone())));
+        }
+        next = page.upto + 1;
+    }
+    let expected = model.events.range(model.compacted..).flat_map(|(revision, events)| {
+        let events = events.iter().filter(|event| shown(&event.kv));
+        events.map(|event| (*revision, event.kind.clone(), event.kv.clone()))
+    });
+    assert_eq!(told, expected.collect::<Vec<_>>());
+}
+
 fn reads(rig: &Rig, model: &Model, dice: &mut Dice) {
     let view = rig.machine.reader().view();
     for _ in 0..20 {
@@ -234,6 +255,11 @@ fn whole_state(rig: &Rig, model: &Model) {
         from = last.revision + 1;
     }
     assert_eq!(from.max(2), model.revision + 1);
+    for targets in
+        [&[KeyRange::prefix("d/")][..], &[KeyRange::all()], &[KeyRange::prefix("_tenure/"), KeyRange::key("a")]]
+    {
+        some_events(&view, model, targets);
+    }
     let leases = view.leases(0, 1000).into_iter().map(|lease| {
         let LeaseInfo { id, ttl_ms, implicit, checkpoint_ms, generation, label } = lease;
         let label = label.as_deref().cloned().unwrap_or_default();

@@ -17,7 +17,7 @@ mod trim;
 mod writer;
 
 pub use generations::Rotation;
-pub use read::{WalkedBlock, WalkedContent, after};
+pub use read::{Walked, WalkedBlock, WalkedContent, Wanted, after};
 pub use state::EncodedBlock;
 pub use trim::TrimProgress;
 

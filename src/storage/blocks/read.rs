@@ -58,6 +58,23 @@ impl Content {
         }
     }
 
+    /// Shows the records from `place` on to the walk, until it has enough.
+    fn walk(&self, place: Place, walk: &mut Walk<'_>) -> Result<(), Fault> {
+        match self {
+            Self::Memory(sealed) => {
+                walk.extend(&sealed.records()[start_in(sealed.records(), place)..]);
+                Ok(())
+            }
+            Self::Stored(block) => block.visit_from(place, |record| {
+                let taken = walk.passes(&record);
+                if taken == Passed::Wanted {
+                    walk.records.push(Arc::new(block.own(record)));
+                }
+                taken != Passed::Full
+            }),
+        }
+    }
+
     /// Shows every record in order; they may share the block's bytes.
     pub(super) fn for_each(&self, mut visit: impl FnMut(Record)) -> Result<(), Fault> {
         match self {
@@ -130,8 +147,8 @@ impl Shared {
         self.load(&located)?.find(place)
     }
 
-    fn walk(&self, from: Revision, max_records: usize) -> Result<Vec<Arc<Record>>, Fault> {
-        let mut walk = Walk { records: Vec::new(), bytes: 0, max_records: max_records.max(1), full: false };
+    fn walk(&self, from: Revision, max_records: usize, wanted: Wanted<'_>) -> Result<Walked, Fault> {
+        let mut walk = Walk::new(max_records, wanted);
         let mut next = (from, 0);
         while !walk.full {
             let located = {
@@ -140,15 +157,15 @@ impl Shared {
                 match block_from(&state, next) {
                     Some((first, info)) => state.locate(first, info)?,
                     None => {
-                        walk.extend(state.tail[start_in(&state.tail, next)..].iter().cloned());
-                        return Ok(walk.records);
+                        walk.extend(&state.tail[start_in(&state.tail, next)..]);
+                        return Ok(walk.walked());
                     }
                 }
             };
-            walk.extend(self.load(&located)?.records_from(next)?);
+            self.load(&located)?.walk(next, &mut walk)?;
             next = after(located.last);
         }
-        Ok(walk.records)
+        Ok(walk.walked())
     }
 
     fn block_at(&self, from: Place) -> Result<Option<WalkedBlock>, Fault> {
@@ -174,25 +191,80 @@ fn tail_from(state: &State, from: Place) -> Option<WalkedBlock> {
     Some(WalkedBlock { first, last, content: WalkedContent::Records(records) })
 }
 
+/// Whose records are gathered, by their keys.
+pub type Wanted<'a> = &'a dyn Fn(&[u8]) -> bool;
+
+/// What a walk has found.
+#[derive(Debug)]
+pub struct Walked {
+    pub records: Vec<Arc<Record>>,
+    /// Every record wanted up to this revision is among them; `None`: every one there is.
+    pub upto: Option<Revision>,
+}
+
 /// Records gathered up to the bounds, the last revision whole.
-struct Walk {
+struct Walk<'a> {
+    wanted: Wanted<'a>,
     records: Vec<Arc<Record>>,
     bytes: usize,
     max_records: usize,
+    /// Records that were not wanted, and their bytes.
+    passed: usize,
+    passed_bytes: usize,
+    /// The revision of the last record looked at.
+    last: Option<Revision>,
     full: bool,
 }
 
-impl Walk {
-    fn extend(&mut self, records: impl IntoIterator<Item = Arc<Record>>) {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    Wanted,
+    Foreign,
+    /// Nothing more is looked at.
+    Full,
+}
+
+impl<'a> Walk<'a> {
+    fn new(max_records: usize, wanted: Wanted<'a>) -> Self {
+        let max_records = max_records.max(1);
+        Self { wanted, records: Vec::new(), bytes: 0, max_records, passed: 0, passed_bytes: 0, last: None, full: false }
+    }
+
+    fn extend(&mut self, records: &[Arc<Record>]) {
         for record in records {
-            let enough = self.records.len() >= self.max_records || self.bytes >= limits::WALK_BYTES_MAX;
-            if enough && self.records.last().is_some_and(|last| last.main != record.main) {
-                self.full = true;
-                return;
+            match self.passes(record) {
+                Passed::Wanted => self.records.push(Arc::clone(record)),
+                Passed::Foreign => {}
+                Passed::Full => return,
             }
-            self.bytes += record.weight();
-            self.records.push(record);
         }
+    }
+
+    /// Counts one more record; who is told that it is wanted keeps it.
+    fn passes(&mut self, record: &Record) -> Passed {
+        if self.is_enough() && self.last.is_some_and(|last| last != record.main) {
+            self.full = true;
+            return Passed::Full;
+        }
+        self.last = Some(record.main);
+        if (self.wanted)(&record.key) {
+            self.bytes += record.weight();
+            return Passed::Wanted;
+        }
+        self.passed += 1;
+        self.passed_bytes += record.weight();
+        Passed::Foreign
+    }
+
+    fn is_enough(&self) -> bool {
+        self.records.len() >= self.max_records
+            || self.bytes >= limits::WALK_BYTES_MAX
+            || self.passed >= limits::WALK_PASSED_RECORDS_MAX
+            || self.passed_bytes >= limits::WALK_PASSED_BYTES_MAX
+    }
+
+    fn walked(self) -> Walked {
+        Walked { records: self.records, upto: self.last.filter(|_| self.full) }
     }
 }
 
@@ -242,6 +314,15 @@ impl BlockStore {
     /// # Errors
     /// As `get`.
     pub fn walk(&self, from: Revision, max_records: usize) -> Result<Vec<Arc<Record>>, Fault> {
-        self.shared.walk(from, max_records).inspect_err(|fault| self.shared.fail(fault))
+        self.walk_wanted(from, max_records, &|_| true).map(|walked| walked.records)
+    }
+
+    /// The records of wanted keys only, which may be none of a stretch: go on after `upto`. Bounded by what was
+    /// passed, too.
+    ///
+    /// # Errors
+    /// As `get`.
+    pub fn walk_wanted(&self, from: Revision, max_records: usize, wanted: Wanted<'_>) -> Result<Walked, Fault> {
+        self.shared.walk(from, max_records, wanted).inspect_err(|fault| self.shared.fail(fault))
     }
 }

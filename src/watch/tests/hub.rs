@@ -113,6 +113,40 @@ async fn a_quiet_watcher_needs_no_history_however_much_others_write() {
     assert_eq!(store.metrics.watch_catchups.get(), 0);
 }
 
+/// Whoever lags among others' writes learns how far history was looked at, also where nothing was for it.
+#[tokio::test]
+async fn a_lagging_watcher_passes_what_others_wrote() {
+    let store = Store::new(tiny());
+    let mut lagging = store.watch(&[KeyRange::key("a")], None);
+    for round in 0..10 {
+        for _ in 0..20 {
+            store.put("busy");
+        }
+        if round % 3 == 0 {
+            store.put("a");
+        }
+    }
+    store.hub.match_all();
+    for revision in [22, 83, 144, 205] {
+        assert_eq!(keys_at(&mut lagging, revision).await, ["a"]);
+    }
+    let reads = store.past.reads.load(Ordering::Relaxed);
+    assert!((20..45).contains(&reads), "{reads} reads of history, each passes {PASSED_MAX} others");
+    lagging.request_progress();
+    assert!(matches!(must(&mut lagging).await, WatchItem::Progress(205)));
+    // All of it was others': nothing is said, and the place moves on all the same.
+    let mut nothing = store.watch(&[KeyRange::key("b")], Some(1));
+    nothing.request_progress();
+    loop {
+        match must(&mut nothing).await {
+            WatchItem::Progress(205) => break,
+            WatchItem::Progress(revision) => assert!(revision < 205),
+            other => panic!("{other:?}"),
+        }
+        nothing.request_progress();
+    }
+}
+
 #[tokio::test]
 async fn a_compacted_start_says_so_first() {
     let store = Store::new(tiny());

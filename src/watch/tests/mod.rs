@@ -8,11 +8,12 @@ mod index;
 
 use super::*;
 use crate::env::TaskSet;
-use crate::model::{DeleteReason, Event, EventKind, KeyRange, KeyValue};
+use crate::model::{DeleteReason, Event, EventKind, EventPage, KeyRange, KeyValue, RevisionEvents};
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Revision 1 is the empty store. Below the compacted revision history has holes on purpose.
@@ -20,7 +21,11 @@ use std::time::Duration;
 struct Past {
     revisions: Mutex<Vec<RevisionEvents>>,
     state: Mutex<(Revision, Revision)>,
+    reads: AtomicUsize,
 }
+
+/// Events of others that one read of history passes.
+const PASSED_MAX: usize = 5;
 
 impl History for Past {
     fn revision(&self) -> Revision {
@@ -31,19 +36,26 @@ impl History for Past {
         self.state.lock().1
     }
 
-    fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Fault> {
-        let compacted = self.compacted_revision();
-        let mut records = 0;
+    fn events(&self, ranges: &[KeyRange], from: Revision, max_records: usize) -> Result<EventPage, Fault> {
+        let (newest, compacted) = *self.state.lock();
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let revisions = self.revisions.lock();
-        let readable = revisions.iter().filter(|events| events.revision >= from.max(compacted));
-        Ok(readable
-            .take_while(|events| {
-                let first = records == 0;
-                records += events.events.len();
-                first || records <= max_records
-            })
-            .cloned()
-            .collect())
+        let mut page = EventPage { revisions: Vec::new(), upto: newest };
+        let (mut records, mut passed) = (0, 0);
+        let first = revisions.partition_point(|events| events.revision < from.max(compacted));
+        for whole in revisions[first..].iter().take_while(|events| events.revision <= newest) {
+            if records >= max_records || passed >= PASSED_MAX {
+                page.upto = whole.revision - 1;
+                break;
+            }
+            let shown = |event: &&Event| ranges.iter().any(|range| range.shows(&event.kv.key));
+            let events: Arc<[Event]> = whole.events.iter().filter(shown).cloned().collect();
+            (records, passed) = (records + events.len(), passed + whole.events.len() - events.len());
+            if !events.is_empty() {
+                page.revisions.push(RevisionEvents { revision: whole.revision, events });
+            }
+        }
+        Ok(page)
     }
 }
 
@@ -60,7 +72,8 @@ fn tiny() -> HubOptions {
 
 impl Store {
     fn new(options: HubOptions) -> Self {
-        let past = Arc::new(Past { revisions: Mutex::default(), state: Mutex::new((1, 0)) });
+        let past =
+            Arc::new(Past { revisions: Mutex::default(), state: Mutex::new((1, 0)), reads: AtomicUsize::new(0) });
         let tasks = TaskSet::new();
         let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
         let history: Arc<dyn History> = Arc::<Past>::clone(&past);

@@ -160,6 +160,56 @@ fn a_walk_returns_whole_revisions_across_blocks_and_tail() {
     assert_eq!(records.len(), 100, "bounded in bytes too, but never inside a revision");
 }
 
+/// Walks of some keys find what a walk of all finds of them, and say how far they have looked.
+#[test]
+fn a_walk_of_some_keys_passes_the_others_and_says_how_far() {
+    let store = memory_store();
+    for main in 1..=2000 {
+        store.append(vec![record(main, 0, 50), record(main, 1, 20)]).unwrap();
+    }
+    store.settle().unwrap();
+    store.append(vec![record(2001, 0, 50), record(2001, 1, 20)]).unwrap();
+    let all = store.walk(1, usize::MAX).unwrap();
+    assert_eq!(all.len(), 4002);
+    let of = |key: &[u8]| key[key.len() - 3] % 4 == 0;
+    let expected: Vec<_> = all.iter().filter(|record| of(&record.key)).cloned().collect();
+    assert!((1000..1400).contains(&expected.len()), "{}", expected.len());
+    for max in [1, 7, 1000, usize::MAX] {
+        let (mut found, mut next) = (Vec::new(), 1);
+        loop {
+            let walked = store.walk_wanted(next, max, &of).unwrap();
+            assert!(walked.records.len() <= max.saturating_add(1));
+            assert!(walked.records.iter().all(|record| Some(record.main) <= walked.upto.or(Some(2001))));
+            found.extend(walked.records);
+            let Some(upto) = walked.upto else { break };
+            assert!(upto >= next, "it gets on");
+            next = upto + 1;
+        }
+        assert_eq!(found, expected);
+    }
+    let none = store.walk_wanted(1, 1, &|_| false).unwrap();
+    assert_eq!((none.records.len(), none.upto), (0, None), "all of it is within what one walk may pass");
+}
+
+#[test]
+fn a_walk_passes_no_more_than_its_bound_and_whole_revisions() {
+    let store = memory_store();
+    let mains = i64::try_from(limits::WALK_PASSED_RECORDS_MAX).unwrap();
+    for main in 1..=mains {
+        store.append(vec![record(main, 0, 1), record(main, 1, 1)]).unwrap();
+    }
+    let first = store.walk_wanted(1, usize::MAX, &|_| false).unwrap();
+    assert_eq!((first.records.len(), first.upto), (0, Some(mains / 2)));
+    let rest = store.walk_wanted(mains / 2 + 1, usize::MAX, &|_| false).unwrap();
+    assert_eq!((rest.records.len(), rest.upto), (0, None));
+    let large = memory_store();
+    for main in 1..=40 {
+        large.append(vec![record(main, 0, 1 << 20)]).unwrap();
+    }
+    let walked = large.walk_wanted(1, usize::MAX, &|_| false).unwrap();
+    assert_eq!(walked.upto, Some(16));
+}
+
 #[test]
 fn a_trim_drops_dead_blocks_unread() {
     let engine = Arc::new(Counting::default());
