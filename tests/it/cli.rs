@@ -869,7 +869,7 @@ fn bench_goes_through_every_door() {
         let prefix = format!("{name}/");
         let common = [&common[..], &["--key-prefix", &prefix], door].concat();
         for (load, operation) in [
-            (&["put", "--txn", "50"][..], "put"),
+            (&["put", "--txn", "50", "--keys", "sequential"][..], "put"),
             (&["get", "--no-fill"], "get"),
             (&["get", "--stale"], "get"),
             (&["range", "--limit", "10"], "range"),

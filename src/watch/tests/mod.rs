@@ -22,10 +22,9 @@ struct Past {
     revisions: Mutex<Vec<RevisionEvents>>,
     state: Mutex<(Revision, Revision)>,
     reads: AtomicUsize,
+    /// Events of others that one read passes.
+    passed_max: usize,
 }
-
-/// Events of others that one read of history passes.
-const PASSED_MAX: usize = 5;
 
 impl History for Past {
     fn revision(&self) -> Revision {
@@ -44,7 +43,7 @@ impl History for Past {
         let (mut records, mut passed) = (0, 0);
         let first = revisions.partition_point(|events| events.revision < from.max(compacted));
         for whole in revisions[first..].iter().take_while(|events| events.revision <= newest) {
-            if records >= max_records || passed >= PASSED_MAX {
+            if records >= max_records || passed >= self.passed_max {
                 page.upto = whole.revision - 1;
                 break;
             }
@@ -72,8 +71,12 @@ fn tiny() -> HubOptions {
 
 impl Store {
     fn new(options: HubOptions) -> Self {
-        let past =
-            Arc::new(Past { revisions: Mutex::default(), state: Mutex::new((1, 0)), reads: AtomicUsize::new(0) });
+        let past = Arc::new(Past {
+            revisions: Mutex::default(),
+            state: Mutex::new((1, 0)),
+            reads: AtomicUsize::new(0),
+            passed_max: options.queue_events + 2,
+        });
         let tasks = TaskSet::new();
         let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
         let history: Arc<dyn History> = Arc::<Past>::clone(&past);
