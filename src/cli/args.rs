@@ -5,7 +5,9 @@ use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -62,6 +64,15 @@ pub(super) struct Global {
     /// Which `[contexts.NAME]` of ~/.config/tenure/config.toml to use
     #[arg(long, global = true, value_name = "NAME", env = "TENURE_CONTEXT", hide_env_values = true)]
     pub(super) context: Option<String>,
+    /// Who asks; without a password it comes from --password-file, or is asked for at the terminal
+    #[arg(long, global = true, value_name = "NAME[:PASSWORD]", env = "TENURE_USER", hide_env_values = true)]
+    pub(super) user: Option<Secret>,
+    /// A file with nothing but the user's password
+    #[arg(long, global = true, value_name = "FILE", env = "TENURE_PASSWORD_FILE", hide_env_values = true)]
+    pub(super) password_file: Option<PathBuf>,
+    /// A token of `/v3/auth/authenticate`, instead of a user
+    #[arg(long, global = true, value_name = "TOKEN", env = "TENURE_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<Secret>,
     /// How to write results [default: human]
     #[arg(short, long, global = true, value_name = "MODE", env = "TENURE_OUTPUT", hide_env_values = true)]
     pub(super) output: Option<Mode>,
@@ -81,6 +92,48 @@ pub(super) struct Global {
     /// Also tell the request id and the endpoints tried
     #[arg(short, long, global = true)]
     pub(super) verbose: bool,
+}
+
+impl Global {
+    /// What is typed counts before what the environment says, and of two ways to say who asks only one.
+    pub(super) fn settle(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        if self.user.is_some() && self.token.is_some() {
+            match (typed("user"), typed("token")) {
+                (true, false) => self.token = None,
+                (false, true) => self.user = None,
+                _ => return Err(ambiguous("--user (TENURE_USER) and --token (TENURE_TOKEN)")),
+            }
+        }
+        let has_password = self.user.as_ref().is_some_and(|user| user.0.contains(':'));
+        if self.password_file.is_some() && (has_password || self.user.is_none() && self.token.is_some()) {
+            match (typed("user") || typed("token"), typed("password_file")) {
+                (true, false) => self.password_file = None,
+                _ => return Err(ambiguous("--password-file (TENURE_PASSWORD_FILE) and a password or token")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ambiguous(what: &str) -> clap::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, format!("{what} are both given: say one of them"))
+}
+
+/// What may hold a password.
+#[derive(Clone)]
+pub(super) struct Secret(pub(super) String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 #[derive(Debug, Subcommand)]

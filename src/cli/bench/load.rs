@@ -2,11 +2,11 @@
 
 use super::keys::{Keyspace, Rng};
 use super::request::{self, Requests};
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::cli::args::{BenchLoad, KeyOrder};
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::session::note;
-use crate::client::Endpoint;
+use crate::client::{Client, Endpoint};
 use crate::env::{Clock, SystemClock, TaskSet};
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
@@ -74,6 +74,7 @@ pub(super) struct Plan {
     value: Arc<str>,
     /// The words of etcd's gateway.
     etcd: bool,
+    authorization: String,
     seed: u64,
 }
 
@@ -124,24 +125,26 @@ struct Shared {
 }
 
 impl Plan {
-    pub(super) fn new(load: &BenchLoad, endpoints: &[Endpoint], seed: u64) -> Result<Self, CliError> {
+    pub(super) fn new(load: &BenchLoad, client: &Client, seed: u64) -> Result<Self, CliError> {
         let mut rng = Rng::new(seed);
         let size = usize::try_from(load.value_size).unwrap_or(0);
         // Letters only: the same bytes are fine in a body and in JSON.
         let letter = |number: u64| char::from(b'a' + u8::try_from(number % 26).unwrap_or(0));
         let value: String = (0..size).map(|_| letter(rng.next())).collect();
         Ok(Self {
-            endpoints: endpoints.to_vec(),
+            endpoints: client.endpoints().to_vec(),
             connections: load.connections,
             keys: Arc::new(Keyspace::new(&load.key_prefix, load.key_size, load.key_space)?),
             value: request::value(load.etcd, value),
             etcd: load.etcd,
+            authorization: wire::authorization(client.credentials()),
             seed,
         })
     }
 
     fn requests(&self, endpoint: &Endpoint) -> Requests {
-        Requests::new(self.etcd, self.keys.clone(), self.value.clone(), endpoint.authority().to_owned())
+        let lines = format!("host: {}\r\n{}", endpoint.authority(), self.authorization);
+        Requests::new(self.etcd, self.keys.clone(), self.value.clone(), lines)
     }
 
     pub(super) async fn run(&self, phase: &Phase, label: &'static str) -> Result<Tally, CliError> {

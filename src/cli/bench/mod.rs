@@ -73,7 +73,7 @@ fn mix(command: &BenchLoop) -> Mix {
 async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliError> {
     let load = options(command);
     let mix = mix(command);
-    let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
+    let plan = Plan::new(load, &session.client, load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
         BenchLoop::Put(_) => false,
         BenchLoop::Get(get) => !get.read.no_fill,

@@ -7,7 +7,7 @@
 use super::cost::{self, Sample};
 use super::keys::Keyspace;
 use super::load::per_second;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::cli::args::BenchWatch;
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::output::{Mode, Out};
@@ -40,6 +40,8 @@ struct Shared {
     open: AtomicU64,
     broken: AtomicU64,
     delivered: AtomicU64,
+    /// A line of each request's head.
+    authorization: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +79,7 @@ pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<
         open: AtomicU64::new(0),
         broken: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
+        authorization: wire::authorization(session.client.credentials()),
     });
     let idle = cost::sample(&session.client).await;
     let tasks = TaskSet::new();
@@ -133,7 +136,8 @@ async fn write(args: &BenchWatch, session: &Session, keys: &Keyspace, shared: &S
         let number = writes % args.key_space;
         let mut request = Vec::with_capacity(size + 256);
         let key = name(keys, number);
-        write!(request, "PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n").ok();
+        write!(request, "PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\n{}", shared.authorization).ok();
+        write!(request, "Content-Length: {size}\r\n\r\n").ok();
         let sent_us = shared.clock.monotonic().as_micros();
         write!(request, "{sent_us:0STAMP_DIGITS$}").ok();
         request.resize(request.len() + size - STAMP_DIGITS, b'x');
@@ -176,7 +180,7 @@ async fn read(endpoint: &Endpoint, key: &str, opening: &Semaphore, shared: &Shar
     let broken = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let turn = opening.acquire().await.map_err(|_| broken())?;
     let mut stream = TcpStream::connect(endpoint.authority()).await?;
-    let request = format!("GET /v1/watch?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let request = format!("GET /v1/watch?key={key} HTTP/1.1\r\nHost: localhost\r\n{}\r\n", shared.authorization);
     stream.write_all(request.as_bytes()).await?;
     let mut buffer = Vec::with_capacity(1 << 10);
     while !buffer.windows(4).any(|window| window == b"\r\n\r\n") {

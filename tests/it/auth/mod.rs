@@ -1,6 +1,7 @@
 //! Users, roles and tokens over real doors: etcd's rules and texts, tokens that count on every member,
 //! revocation, and no secret anywhere. Who may do what, for every route and method: `matrix`.
 
+mod cli;
 mod matrix;
 
 use crate::support::members::Cluster;
