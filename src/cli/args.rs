@@ -833,6 +833,15 @@ pub(super) struct Import {
     /// With --from-etcd: end as soon as the copy has caught up
     #[arg(long, requires = "from_etcd")]
     pub(super) until_synced: bool,
+    /// With --from-etcd: who reads there, by the role root; the password may also be asked for, or stand in the URL
+    #[arg(long, value_name = "NAME[:PASSWORD]", env = "TENURE_ETCD_USER", hide_env_values = true)]
+    pub(super) etcd_user: Option<Secret>,
+    /// A file with nothing but that user's password
+    #[arg(long, value_name = "FILE", requires = "from_etcd")]
+    pub(super) etcd_password_file: Option<PathBuf>,
+    /// With --from-etcd: leave users and roles out
+    #[arg(long, requires = "from_etcd")]
+    pub(super) without_users: bool,
     /// With --from-etcd: delete what is here and not in the etcd
     #[arg(long, requires = "from_etcd")]
     pub(super) replace: bool,
