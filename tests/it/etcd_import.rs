@@ -2,6 +2,7 @@
 //! one is installed.
 
 mod accounts;
+mod compaction;
 
 use crate::support::grpc::{Etcd, delete_op, etcd, listing, put_op};
 use crate::support::{Data, Node, eventually};
