@@ -2,6 +2,7 @@
 //! revocation, and no secret anywhere. Who may do what, for every route and method: `matrix`.
 
 mod cli;
+mod flood;
 mod matrix;
 
 use crate::support::members::Cluster;
