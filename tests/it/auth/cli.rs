@@ -50,6 +50,8 @@ const COMMANDS: &[(&str, i32)] = &[
     ("bench replay -r 100 -c 2", 7),
 ];
 
+type Env<'a> = &'a [(&'a str, &'a str)];
+
 struct Shell {
     url: String,
     dir: tempfile::TempDir,
@@ -64,7 +66,7 @@ impl Shell {
     }
 
     /// In an empty environment but for these, and without a terminal.
-    fn command(&self, env: &[(&str, &str)], args: &[&str]) -> Command {
+    fn command(&self, env: Env<'_>, args: &[&str]) -> Command {
         let mut command = Command::new("setsid");
         command.arg("--wait").arg(env!("CARGO_BIN_EXE_tenure")).args(args);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.dir.path()).env("EDITOR", "true");
@@ -73,7 +75,7 @@ impl Shell {
         command
     }
 
-    async fn run(&self, env: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+    async fn run(&self, env: Env<'_>, args: &[&str]) -> (i32, String) {
         let output = tokio::time::timeout(LONG, self.command(env, args).output()).await.unwrap().unwrap();
         let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         (output.status.code().unwrap_or(-1), said.concat())
@@ -133,7 +135,7 @@ async fn in_whichever_way_it_is_said() {
     let super::Who::Token(token) = door.secured().await else { panic!("a token") };
     let shell = Shell::on(&node.url());
     let file = shell.path("password");
-    let fine: &[(&[(&str, &str)], &[&str])] = &[
+    let fine: &[(Env<'_>, &[&str])] = &[
         (&[], &["ls", "--user", "root:rootpw"]),
         (&[], &["--user", "root:rootpw", "ls"]),
         (&[], &["ls", "--user", "root", "--password-file", &file]),
@@ -156,7 +158,7 @@ async fn in_whichever_way_it_is_said() {
     let context = [("TENURE_CLIENT_CONFIG", "client.toml")];
     assert_eq!(shell.run(&context, &["ls"]).await.0, 0);
     assert_eq!(shell.run(&context, &["ls", "--user", "root:wrong"]).await.0, DENIED);
-    let wrong: &[(&[(&str, &str)], &[&str], i32, &str)] = &[
+    let wrong: &[(Env<'_>, &[&str], i32, &str)] = &[
         (&[], &["ls", "--user", "root:canary"], DENIED, "authentication failed"),
         (&[], &["ls", "--user", "canary:rootpw"], DENIED, "authentication failed"),
         (&[], &["ls", "--token", "canary.1"], DENIED, "token"),
