@@ -237,7 +237,9 @@ impl WatchStream {
     async fn watched_with_rights(&mut self) -> Result<WatchItem, Failure> {
         let mut rights = self.rights.clone();
         loop {
+            // In this order: rights are looked at again before anything is handed out.
             let changed = tokio::select! {
+                biased;
                 item = self.watched() => return Ok(item),
                 changed = rights.changed() => changed,
             };
@@ -254,6 +256,7 @@ impl WatchStream {
         loop {
             let Some(ticks) = &mut self.ticks else { return self.watcher.next().await };
             tokio::select! {
+                biased;
                 item = self.watcher.next() => return item,
                 _ = ticks.tick() => {
                     if mutant::is_active(Mutant::BookmarkAhead) {

@@ -142,7 +142,9 @@ impl Watcher {
     /// The next item. May be dropped and called again: nothing is lost. After `Compacted` or `Closed`
     /// it is `Closed` for ever.
     pub async fn next(&mut self) -> WatchItem {
-        let stopping = self.registration.shared.tasks.stopping().clone();
+        // Not the token: its copies take turns at one lock, and so would all watchers at every event.
+        let shared = Arc::clone(&self.registration.shared);
+        let stopping = shared.tasks.stopping();
         loop {
             if stopping.is_cancelled() {
                 return WatchItem::Closed(Closed::Stopping);
@@ -158,11 +160,14 @@ impl Watcher {
             let idle = match step {
                 Step::Idle => true,
                 Step::Moved => {
-                    tokio::task::yield_now().await;
+                    // Who hands out something comes to a pause when it is written.
+                    if self.ready.is_empty() {
+                        tokio::task::yield_now().await;
+                    }
                     false
                 }
                 Step::Read => {
-                    if let Some(item) = self.read(&stopping).await {
+                    if let Some(item) = self.read(stopping).await {
                         return item;
                     }
                     false

@@ -21,7 +21,7 @@ const COPY_BLOCKS: usize = 16;
 const COPY_BYTES: u64 = 256 << 10;
 /// Above this share of its file an engine's content is not worth a copy: about half is as dense as a
 /// file of sled's gets.
-const SPARSE_PERCENT: u64 = 36;
+const SPARSE_PERCENT: u64 = 40;
 
 /// When to begin the next engine, and with what.
 #[derive(Clone)]
@@ -38,10 +38,10 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Full at 24 MiB or an eighth of the whole; up to twice the content; up to sixteen engines.
+    /// Full at 24 MiB or an eighth of the whole; up to 1.8 times the content; up to sixteen engines.
     #[must_use]
     pub fn new(factory: Arc<dyn Fn() -> Result<Arc<dyn Engine>, Fault> + Send + Sync>) -> Self {
-        Self { factory, full_bytes_min: 24 << 20, full_share: 8, factor_percent: 200, engines_max: 16 }
+        Self { factory, full_bytes_min: 24 << 20, full_share: 8, factor_percent: 180, engines_max: 16 }
     }
 
     fn is_full(&self, file_bytes: u64, all_file_bytes: u64) -> bool {
@@ -312,9 +312,9 @@ mod tests {
     fn the_sparsest_is_emptied_only_when_that_would_help() {
         assert_eq!(emptied(&[(1, 14), (9, 10)]), None, "they are small");
         assert_eq!(emptied(&[(1, 99)]), None, "the newest is not sparse but new");
-        assert_eq!(emptied(&[(60, 100), (2, 40), (60, 100)]), None, "together they are dense enough");
+        assert_eq!(emptied(&[(70, 100), (2, 40), (70, 100)]), None, "together they are dense enough");
         assert_eq!(emptied(&[(32, 100), (30, 100), (60, 100)]), Some(2));
-        assert_eq!(emptied(&[(38, 100), (37, 100), (1, 100)]), None, "only the newest is sparse");
+        assert_eq!(emptied(&[(42, 100), (41, 100), (1, 100)]), None, "only the newest is sparse");
     }
 
     #[test]
