@@ -5,7 +5,6 @@ use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
-use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rustix::process::Signal;
@@ -95,29 +94,21 @@ pub(super) struct Global {
 }
 
 impl Global {
-    /// What is typed counts before what the environment says, and of two ways to say who asks only one.
-    pub(super) fn settle(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+    /// What is typed counts before what the environment says, where only one of them can.
+    pub(super) fn settle(&mut self, matches: &ArgMatches) {
         let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-        if self.user.is_some() && self.token.is_some() {
-            match (typed("user"), typed("token")) {
-                (true, false) => self.token = None,
-                (false, true) => self.user = None,
-                _ => return Err(ambiguous("--user (TENURE_USER) and --token (TENURE_TOKEN)")),
-            }
+        let (user, token, file) = (typed("user"), typed("token"), typed("password_file"));
+        if user && !token {
+            self.token = None;
         }
-        let has_password = self.user.as_ref().is_some_and(|user| user.0.contains(':'));
-        if self.password_file.is_some() && (has_password || self.user.is_none() && self.token.is_some()) {
-            match (typed("user") || typed("token"), typed("password_file")) {
-                (true, false) => self.password_file = None,
-                _ => return Err(ambiguous("--password-file (TENURE_PASSWORD_FILE) and a password or token")),
-            }
+        if token && !user {
+            self.user = None;
         }
-        Ok(())
+        let takes_none = self.user.as_ref().map_or(token, |typed| user && typed.0.contains(':'));
+        if takes_none && !file {
+            self.password_file = None;
+        }
     }
-}
-
-fn ambiguous(what: &str) -> clap::Error {
-    Cli::command().error(ErrorKind::ArgumentConflict, format!("{what} are both given: say one of them"))
 }
 
 /// What may hold a password.

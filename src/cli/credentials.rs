@@ -26,8 +26,13 @@ pub(super) fn of(
     context_user: Option<&str>,
     context_file: Option<PathBuf>,
 ) -> Result<Credentials, CliError> {
+    let ambiguous = |what: &str| Err(CliError::Usage(format!("{what} are both given: say one of them")));
     if let Some(token) = &global.token {
-        return Ok(Credentials::token(&token.0)?);
+        return match (&global.user, &global.password_file) {
+            (Some(_), _) => ambiguous("--user (TENURE_USER) and --token (TENURE_TOKEN)"),
+            (None, Some(_)) => ambiguous("--password-file (TENURE_PASSWORD_FILE) and a token"),
+            (None, None) => Ok(Credentials::token(&token.0)?),
+        };
     }
     let (user, file) = match &global.user {
         Some(user) => (user.0.as_str(), global.password_file.clone()),
@@ -39,6 +44,9 @@ pub(super) fn of(
             None => return Ok(Credentials::default()),
         },
     };
+    if user.contains(':') && file.is_some() {
+        return ambiguous("--password-file (TENURE_PASSWORD_FILE) and a password");
+    }
     if global.curl {
         return Ok(Credentials::named(name(user)));
     }

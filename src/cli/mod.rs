@@ -30,7 +30,7 @@ use std::process::ExitCode;
 pub fn run() -> ExitCode {
     let parsed = Cli::definition().try_get_matches().and_then(|matches| {
         let mut cli = Cli::from_arg_matches(&matches)?;
-        cli.global.settle(&matches)?;
+        cli.global.settle(&matches);
         Ok(cli)
     });
     let cli = match parsed {

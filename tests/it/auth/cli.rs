@@ -168,6 +168,8 @@ async fn in_whichever_way_it_is_said() {
         (&[], &["ls", "--password-file", &file], 2, "--user"),
         (&[], &["ls", "--user", "root:canary", "--token", "canary"], 2, "say one of them"),
         (&[("TENURE_USER", "root:canary"), ("TENURE_TOKEN", "canary")], &["ls"], 2, "say one of them"),
+        (&[("TENURE_USER", "root:canary"), ("TENURE_PASSWORD_FILE", &file)], &["ls"], 2, "say one of them"),
+        (&[], &["ls", "--token", "canary", "--password-file", &file], 2, "say one of them"),
         (&[], &["ls", "--user", "root:canary", "--password-file", &file], 2, "say one of them"),
         (&[], &["ls", "--endpoints", "http://root:canary@127.0.0.1:1"], 2, "--user"),
         (&[], &["ls"], DENIED, "this needs a user"),
@@ -196,6 +198,8 @@ async fn nothing_that_is_printed_holds_a_secret() {
     let (code, said) = shell.run(&token, &["get", "a", "--curl"]).await;
     let line = "curl -H \"Authorization: Bearer $TENURE_TOKEN\" http://127.0.0.1:1/v1/kv/a\n";
     assert_eq!((code, said.as_str()), (0, line));
+    // Who asks is no affair of commands that ask nobody.
+    assert_eq!(shell.run(&[user[0], token[0]], &["config", "show"]).await.0, 0);
     for env in [&user[..], &token[..]] {
         for args in [&["config", "show"][..], &["--help"], &["get", "--help"], &["get", "a", "--verbose"], &["frob"]] {
             let (_, said) = shell.run(env, args).await;
