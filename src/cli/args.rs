@@ -5,7 +5,8 @@ use super::output::{Colour, Mode};
 use super::server_flags::ServerFlags;
 use crate::node::config::parse;
 use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -62,6 +63,15 @@ pub(super) struct Global {
     /// Which `[contexts.NAME]` of ~/.config/tenure/config.toml to use
     #[arg(long, global = true, value_name = "NAME", env = "TENURE_CONTEXT", hide_env_values = true)]
     pub(super) context: Option<String>,
+    /// Who asks; without a password it comes from --password-file, or is asked for at the terminal
+    #[arg(long, global = true, value_name = "NAME[:PASSWORD]", env = "TENURE_USER", hide_env_values = true)]
+    pub(super) user: Option<Secret>,
+    /// A file with nothing but the user's password
+    #[arg(long, global = true, value_name = "FILE", env = "TENURE_PASSWORD_FILE", hide_env_values = true)]
+    pub(super) password_file: Option<PathBuf>,
+    /// A token of `/v3/auth/authenticate`, instead of a user
+    #[arg(long, global = true, value_name = "TOKEN", env = "TENURE_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<Secret>,
     /// How to write results [default: human]
     #[arg(short, long, global = true, value_name = "MODE", env = "TENURE_OUTPUT", hide_env_values = true)]
     pub(super) output: Option<Mode>,
@@ -81,6 +91,40 @@ pub(super) struct Global {
     /// Also tell the request id and the endpoints tried
     #[arg(short, long, global = true)]
     pub(super) verbose: bool,
+}
+
+impl Global {
+    /// What is typed counts before what the environment says, where only one of them can.
+    pub(super) fn settle(&mut self, matches: &ArgMatches) {
+        let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let (user, token, file) = (typed("user"), typed("token"), typed("password_file"));
+        if user && !token {
+            self.token = None;
+        }
+        if token && !user {
+            self.user = None;
+        }
+        let takes_none = self.user.as_ref().map_or(token, |typed| user && typed.0.contains(':'));
+        if takes_none && !file {
+            self.password_file = None;
+        }
+    }
+}
+
+/// What may hold a password.
+#[derive(Clone)]
+pub(super) struct Secret(pub(super) String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -780,6 +824,15 @@ pub(super) struct Import {
     /// With --from-etcd: end as soon as the copy has caught up
     #[arg(long, requires = "from_etcd")]
     pub(super) until_synced: bool,
+    /// With --from-etcd: who reads there, by the role root; the password may also be asked for, or stand in the URL
+    #[arg(long, value_name = "NAME[:PASSWORD]", env = "TENURE_ETCD_USER", hide_env_values = true)]
+    pub(super) etcd_user: Option<Secret>,
+    /// A file with nothing but that user's password
+    #[arg(long, value_name = "FILE", requires = "from_etcd")]
+    pub(super) etcd_password_file: Option<PathBuf>,
+    /// With --from-etcd: leave users and roles out
+    #[arg(long, requires = "from_etcd")]
+    pub(super) without_users: bool,
     /// With --from-etcd: delete what is here and not in the etcd
     #[arg(long, requires = "from_etcd")]
     pub(super) replace: bool,

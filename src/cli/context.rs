@@ -24,6 +24,9 @@ pub(super) struct Context {
     pub(super) endpoints: Option<Vec<String>>,
     pub(super) timeout: Option<String>,
     pub(super) output: Option<Mode>,
+    /// A name; the password comes from the file, or is asked for.
+    pub(super) user: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
 }
 
 /// The named context, else the current one, else nothing.

@@ -94,6 +94,10 @@ impl CliError {
             Self::Failed { hint, .. } => hint.clone(),
             Self::Advised { hint, .. } => Some(hint.clone()),
             Self::Client(error) => match (error, error.kind()) {
+                // The server's own advice is for those who write requests.
+                (client::Error::Refused(problem), _) if problem.status == 401 => Some(
+                    "--user or TENURE_USER says who asks, --token or TENURE_TOKEN shows a token".to_owned(),
+                ),
                 (client::Error::Refused(problem), _) if problem.hint.is_some() => problem.hint.clone(),
                 (client::Error::Unreachable { .. }, _) => Some(
                     "is a member running there? `tenure serve` starts one; --endpoints or TENURE_ENDPOINTS names others"

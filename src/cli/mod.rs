@@ -10,6 +10,7 @@ mod bench;
 mod claim_args;
 mod commands;
 mod context;
+mod credentials;
 mod exit;
 mod output;
 mod progress;
@@ -27,7 +28,11 @@ use std::process::ExitCode;
 /// Parses the process's arguments, runs the command and answers its exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    let parsed = Cli::definition().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = Cli::definition().try_get_matches().and_then(|matches| {
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        cli.global.settle(&matches);
+        Ok(cli)
+    });
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {

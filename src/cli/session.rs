@@ -2,6 +2,7 @@
 
 use super::args::{Global, ReadFrom, Retry};
 use super::context;
+use super::credentials;
 use super::exit::CliError;
 use super::output::{Mode, Out};
 use crate::client::{Answer, Client, Endpoint, Options, Request, Stream, curl_line};
@@ -39,8 +40,12 @@ impl Session {
             .iter()
             .map(|endpoint| Endpoint::parse(endpoint.trim()))
             .collect::<Result<Vec<_>, _>>()?;
-        let options =
-            Options { endpoints, timeout: timeout.unwrap_or(DEFAULT_TIMEOUT), send_timeout: timeout.is_some() };
+        let options = Options {
+            endpoints,
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            send_timeout: timeout.is_some(),
+            credentials: credentials::of(global, context.user.as_deref(), context.password_file)?,
+        };
         Ok(Self {
             client: Client::new(options)?,
             out: Out::new(global),
@@ -53,7 +58,8 @@ impl Session {
     /// With `--curl`: prints the line, and there is nothing left to do.
     pub(super) fn prints_curl(&mut self, request: &Request) -> Result<bool, CliError> {
         if self.curl {
-            let line = curl_line(self.client.endpoints()[0].base(), &self.client.prepared(request));
+            let base = self.client.endpoints()[0].base();
+            let line = curl_line(base, &self.client.prepared(request), self.client.credentials());
             self.out.line(line)?;
         }
         Ok(self.curl)

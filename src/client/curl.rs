@@ -1,11 +1,11 @@
 //! A request as the `curl` line that does the same, quoted for a POSIX shell.
 
-use super::{Body, Method, Request};
+use super::{Body, Credentials, Method, Request};
 use std::fmt::Write as _;
 
-/// The line that sends `request` to `base` (`http://HOST:PORT`).
+/// The line that sends `request` to `base` (`http://HOST:PORT`); secrets are not in it.
 #[must_use]
-pub fn curl_line(base: &str, request: &Request) -> String {
+pub fn curl_line(base: &str, request: &Request, credentials: &Credentials) -> String {
     let mut line = String::new();
     // A value that no shell word can hold is piped in.
     let piped = match &request.body {
@@ -22,6 +22,7 @@ pub fn curl_line(base: &str, request: &Request) -> String {
         Method::Post if uploads => {}
         method => write_words(&mut line, &["", "-X", method.as_str()]),
     }
+    line.push_str(&credentials.curl_words());
     for (name, value) in &request.headers {
         write_words(&mut line, &["", "-H", &quote(format!("{name}: {value}").as_bytes())]);
     }
@@ -87,6 +88,10 @@ mod tests {
 
     const BASE: &str = "http://127.0.0.1:2379";
 
+    fn curl_line(base: &str, request: &Request) -> String {
+        super::curl_line(base, request, &Credentials::default())
+    }
+
     fn put(body: &'static [u8]) -> Request {
         Request::on_key(Method::Put, "/v1/kv/", b"a b").body(Body::Inline(Bytes::from_static(body)))
     }
@@ -104,6 +109,8 @@ mod tests {
         assert_eq!(curl_line(BASE, &delete), "curl -X DELETE http://127.0.0.1:2379/v1/kv/k");
         let incr = Request::on_key(Method::Post, "/v1/counters/", b"hits").with("add", "2");
         assert_eq!(curl_line(BASE, &incr), "curl -X POST 'http://127.0.0.1:2379/v1/counters/hits?add=2'");
+        let ann = Credentials::password("ann", "secret").unwrap();
+        assert_eq!(super::curl_line(BASE, &get, &ann), "curl -u ann http://127.0.0.1:2379/v1/kv/app/db");
         let mut snapshot = Request::new(Method::Get, "/v1/snapshot");
         snapshot.save_as = Some("my backup".into());
         assert_eq!(curl_line(BASE, &snapshot), "curl -o 'my backup' http://127.0.0.1:2379/v1/snapshot");

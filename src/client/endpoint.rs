@@ -14,12 +14,17 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let wrong = |why: &str| Error::Usage(format!("endpoint {text:?}: {why}"));
+        // What stands before an @ may be a password.
+        let shown = text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("…@{host}"));
+        let wrong = |why: &str| Error::Usage(format!("endpoint {shown:?}: {why}"));
         if text.starts_with("https://") {
             return Err(wrong("this build does not speak TLS; use http://"));
         }
+        if text.contains('@') {
+            return Err(wrong("a user is not named in an endpoint, but by --user"));
+        }
         let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        if rest.is_empty() || rest.contains(['/', '?', '#', '@']) || rest.contains(char::is_whitespace) {
+        if rest.is_empty() || rest.contains(['/', '?', '#']) || rest.contains(char::is_whitespace) {
             return Err(wrong("expected HOST:PORT or http://HOST:PORT"));
         }
         let url = reqwest::Url::parse(&format!("http://{rest}")).map_err(|error| wrong(&error.to_string()))?;
@@ -67,5 +72,7 @@ mod tests {
         for text in ["", "https://x", "http://u@h", "h/path", "h:99999", "a b"] {
             assert!(Endpoint::parse(text).is_err(), "{text}");
         }
+        let wrong = Endpoint::parse("http://ann:canary@h:1").unwrap_err().to_string();
+        assert!(wrong.contains("--user") && !wrong.contains("canary"), "{wrong}");
     }
 }

@@ -7,6 +7,7 @@
 //! says whether a write may have happened. The only home of reqwest. It must not know the service, the
 //! machine, terminals or exit codes.
 
+mod credentials;
 mod curl;
 mod endpoint;
 mod entry;
@@ -18,6 +19,7 @@ mod request;
 mod transport;
 mod watch;
 
+pub use credentials::Credentials;
 pub use curl::{curl_line, quote};
 pub use endpoint::Endpoint;
 pub use entry::{BytesForm, Entry, form_of};

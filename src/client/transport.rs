@@ -1,10 +1,10 @@
 //! Sending: one attempt, and the rule by which another endpoint is tried.
 
 use super::error::root_cause;
-use super::{Applied, Body, Endpoint, Error, Method, Problem, Request};
+use super::{Applied, Body, Credentials, Endpoint, Error, Method, Problem, Request};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::Path;
@@ -29,6 +29,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Also tell the server; otherwise its default holds there.
     pub send_timeout: bool,
+    /// Said with every request.
+    pub credentials: Credentials,
 }
 
 /// One endpoint asked once, for `--verbose`.
@@ -66,6 +68,11 @@ impl Client {
     #[must_use]
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.options.endpoints
+    }
+
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.options.credentials
     }
 
     /// Asks another endpoint first from now on: this one does not answer.
@@ -169,6 +176,9 @@ impl Client {
         let mut builder = self.http.request(method, format!("{}{}", endpoint.base(), request.target()));
         for (name, value) in &request.headers {
             builder = builder.header(*name, value);
+        }
+        if let Some(authorization) = self.options.credentials.header() {
+            builder = builder.header(AUTHORIZATION, authorization);
         }
         if let Some(body) = body {
             builder = builder.body(body);

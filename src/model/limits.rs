@@ -175,6 +175,9 @@ pub const AUTH_RENEWALS_MAX: usize = 1_024;
 /// Passwords being hashed at once on one member, and waiting for it; more are refused (`throttled`).
 pub const AUTH_HASHES_AT_ONCE: usize = 1;
 pub const AUTH_HASHES_WAITING_MAX: usize = 64;
+/// Of these, for one user's password, or for all users that do not exist; more are refused, so that who tries
+/// passwords of one leaves room for others.
+pub const AUTH_HASHES_OF_ONE_MAX: usize = 16;
 /// A password's length in bytes; longer ones are refused.
 pub const AUTH_PASSWORD_BYTES_MAX: usize = 1_024;
 /// Passwords lately found right on one member, for Basic authentication with every request, and for how

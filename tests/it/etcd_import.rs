@@ -1,6 +1,9 @@
 //! `tenure import --from-etcd`: a Tenure member stands for the etcd, which it speaks as; with a real etcd where
 //! one is installed.
 
+mod accounts;
+mod compaction;
+
 use crate::support::grpc::{Etcd, delete_op, etcd, listing, put_op};
 use crate::support::{Data, Node, eventually};
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,7 +37,11 @@ async fn ended(source: &str, target: &str, args: &[&str]) -> (i32, String, Strin
 
 impl Import {
     fn start(source: &str, target: &str) -> Self {
-        let mut child = import(source, target, &[]).spawn().unwrap();
+        Self::start_with(source, target, &[])
+    }
+
+    fn start_with(source: &str, target: &str, args: &[&str]) -> Self {
+        let mut child = import(source, target, args).spawn().unwrap();
         let said = BufReader::new(child.stderr.take().unwrap()).lines();
         Self { child, said }
     }

@@ -5,12 +5,12 @@
 use super::cost::{self, Sample};
 use super::grpc;
 use super::load::per_second;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::cli::args::{BenchLease, BenchLock, BenchReplay};
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::output::Mode;
 use crate::cli::session::{Session, note};
-use crate::client::Endpoint;
+use crate::client::{Client, Credentials, Endpoint};
 use crate::env::{Clock as _, Entropy as _, SystemClock, SystemEntropy};
 use futures_util::future::{join_all, try_join_all};
 use hdrhistogram::Histogram;
@@ -135,14 +135,28 @@ pub(super) fn lost(error: &io::Error) -> CliError {
     CliError::Failed { message: format!("a connection: {error}"), hint: None, code: UNAVAILABLE }
 }
 
-fn request(method: &str, target: &str, body: &str) -> Vec<u8> {
-    let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
-    format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{kind}Content-Length: {}\r\n\r\n{body}", body.len())
-        .into_bytes()
+/// A connection, and who asks on it.
+#[derive(Debug)]
+struct Line {
+    wire: Wire,
+    authorization: String,
 }
 
-async fn must(wire: &mut Wire, method: &str, target: &str, body: &str) -> io::Result<Vec<u8>> {
-    let (status, told) = wire.ask(&request(method, target, body)).await?;
+impl Line {
+    async fn open(endpoint: &Endpoint, credentials: &Credentials) -> io::Result<Self> {
+        Ok(Self { wire: Wire::open(endpoint).await?, authorization: wire::authorization(credentials) })
+    }
+}
+
+fn request(method: &str, target: &str, authorization: &str, body: &str) -> Vec<u8> {
+    let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+    let length = body.len();
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{authorization}{kind}");
+    format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+async fn must(line: &mut Line, method: &str, target: &str, body: &str) -> io::Result<Vec<u8>> {
+    let (status, told) = line.wire.ask(&request(method, target, &line.authorization, body)).await?;
     if (200..300).contains(&status) {
         return Ok(told);
     }
@@ -163,12 +177,13 @@ pub(super) async fn lock(args: &BenchLock, session: &mut Session) -> Result<(), 
     let tally = Tally::new()?;
     let released_us = AtomicU64::new(0);
     let first = SystemEntropy.next_u64() >> 2;
+    let credentials = session.client.credentials();
     let before = cost::sample(&session.client).await;
     let began = tally.clock.monotonic();
     let contenders = endpoints(session, args.contenders).into_iter().zip(first..).map(|(endpoint, lease)| {
         let (tally, released_us) = (&tally, &released_us);
         async move {
-            let mut wire = Wire::open(&endpoint).await?;
+            let mut wire = Line::open(&endpoint, credentials).await?;
             must(&mut wire, "POST", &format!("/v1/leases?ttl=10m&id={lease:x}"), "").await?;
             while tally.clock.monotonic().saturating_sub(began) < args.duration {
                 must(&mut wire, "POST", &format!("/v1/locks/{}?wait=60s&lease={lease:x}", args.name), "").await?;
@@ -201,9 +216,10 @@ async fn keep_alive(args: &BenchLease, session: &mut Session) -> Result<(), CliE
     let tally = Tally::new()?;
     let first = SystemEntropy.next_u64() >> 2;
     let each = args.leases.div_ceil(args.connections);
+    let credentials = session.client.credentials();
     let mut wires = Vec::new();
     for endpoint in endpoints(session, args.connections) {
-        wires.push(Wire::open(&endpoint).await.map_err(|error| lost(&error))?);
+        wires.push(Line::open(&endpoint, credentials).await.map_err(|error| lost(&error))?);
     }
     let of = |at: u64| first + at * each..first + (at + 1) * each;
     let grants = wires.iter_mut().zip(0..).map(|(wire, at)| async move {
@@ -248,10 +264,11 @@ async fn expire(args: &BenchLease, within: Duration, session: &mut Session) -> R
     let at_ms = || u64::try_from(tally.clock.monotonic().saturating_sub(began).as_millis()).unwrap_or(u64::MAX);
     let end_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     let next = AtomicU64::new(0);
+    let credentials = session.client.credentials();
     let writers = endpoints(session, args.connections).into_iter().map(|endpoint| {
         let next = &next;
         async move {
-            let mut wire = Wire::open(&endpoint).await?;
+            let mut wire = Line::open(&endpoint, credentials).await?;
             loop {
                 let from = next.fetch_add(FILL_TXN_KEYS, Ordering::Relaxed);
                 if from >= args.leases {
@@ -276,7 +293,7 @@ async fn expire(args: &BenchLease, within: Duration, session: &mut Session) -> R
     let bystanders = endpoints(session, args.bystanders).into_iter().enumerate().map(|(at, endpoint)| {
         let (gone, tally) = (&gone, &tally);
         async move {
-            let mut wire = Wire::open(&endpoint).await?;
+            let mut wire = Line::open(&endpoint, credentials).await?;
             let mut ticks = tokio::time::interval(BYSTANDER_EVERY);
             while gone.load(Ordering::SeqCst) == 0 {
                 ticks.tick().await;
@@ -305,7 +322,7 @@ async fn expire(args: &BenchLease, within: Duration, session: &mut Session) -> R
 
 /// Returns once no key begins so.
 async fn look(session: &Session, prefix: &str, clock: &SystemClock, until: Duration) -> io::Result<()> {
-    let mut wire = Wire::open(&session.client.endpoints()[0]).await?;
+    let mut wire = Line::open(&session.client.endpoints()[0], session.client.credentials()).await?;
     let target = format!("/v1/kv?prefix={prefix}&count_only");
     while clock.monotonic() < until {
         let told = must(&mut wire, "GET", &target, "").await?;
@@ -325,14 +342,14 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
     let tally = Tally::new()?;
     let value = "x".repeat(usize::try_from(args.value_size).unwrap_or(0));
     let prefix = format!("bench-replay/{:x}/", SystemEntropy.next_u64());
-    let endpoint = &session.client.endpoints()[0];
     // What was written before is not part of it, and may be compacted.
-    let stood = newest(endpoint).await.map_err(|error| lost(&error))?;
+    let stood = newest(&session.client).await.map_err(|error| lost(&error))?;
     let next = AtomicU64::new(0);
+    let credentials = session.client.credentials();
     let writers = endpoints(session, args.connections).into_iter().map(|endpoint| {
         let (next, prefix, value) = (&next, &prefix, &value);
         async move {
-            let mut wire = Wire::open(&endpoint).await?;
+            let mut wire = Line::open(&endpoint, credentials).await?;
             while next.fetch_add(1, Ordering::Relaxed) < args.revisions {
                 let at = next.load(Ordering::Relaxed) % 1000;
                 must(&mut wire, "PUT", &format!("/v1/kv/{prefix}{at}"), value).await?;
@@ -343,7 +360,7 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
     try_join_all(writers).await.map_err(|error| lost(&error))?;
     let before = cost::sample(&session.client).await;
     let began = tally.clock.monotonic();
-    read(endpoint, &prefix, stood, args.revisions).await.map_err(|error| lost(&error))?;
+    read(&session.client, &prefix, stood, args.revisions).await.map_err(|error| lost(&error))?;
     let took = tally.clock.monotonic().saturating_sub(began);
     tally.note(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     tally.operations.store(args.revisions, Ordering::Relaxed);
@@ -352,16 +369,17 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
 }
 
 /// The newest revision of the store.
-async fn newest(endpoint: &Endpoint) -> io::Result<u64> {
-    let mut wire = Wire::open(endpoint).await?;
-    let told = must(&mut wire, "GET", "/v1/kv?prefix=bench-replay/&count_only", "").await?;
+async fn newest(client: &Client) -> io::Result<u64> {
+    let mut line = Line::open(&client.endpoints()[0], client.credentials()).await?;
+    let told = must(&mut line, "GET", "/v1/kv?prefix=bench-replay/&count_only", "").await?;
     let told: serde_json::Value = serde_json::from_slice(&told)?;
     told["revision"].as_u64().ok_or_else(|| io::Error::other("a listing without its revision"))
 }
 
-async fn read(endpoint: &Endpoint, prefix: &str, after: u64, events: u64) -> io::Result<()> {
-    let mut stream = TcpStream::connect(endpoint.authority()).await?;
-    stream.write_all(&request("GET", &format!("/v1/watch?prefix={prefix}&after={after}&bookmarks=off"), "")).await?;
+async fn read(client: &Client, prefix: &str, after: u64, events: u64) -> io::Result<()> {
+    let mut stream = TcpStream::connect(client.endpoints()[0].authority()).await?;
+    let target = format!("/v1/watch?prefix={prefix}&after={after}&bookmarks=off");
+    stream.write_all(&request("GET", &target, &wire::authorization(client.credentials()), "")).await?;
     let mut buffer = vec![0; 256 << 10];
     let mut seen = 0;
     // A line ends with a brace; neither heads nor the frames of chunks do.

@@ -5,8 +5,8 @@ use super::keys::Keyspace;
 use super::request::Requests;
 use super::wire::Wire;
 use crate::cli::args::BenchLoad;
-use crate::client::Endpoint;
-use crate::client::etcd::{Etcd, EtcdError, Span, Write};
+use crate::client::etcd::{Etcd, EtcdError, Login, Span, Write};
+use crate::client::{Credentials, Endpoint};
 use crate::model::KeyRange;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -105,8 +105,10 @@ impl Door {
 }
 
 /// Connections that are dealt to the endpoints in turn.
-pub(super) async fn dial(endpoints: &[Endpoint], count: u64) -> Result<Vec<Etcd>, String> {
-    let dialled = (0..count).zip(endpoints.iter().cycle()).map(|(_, endpoint)| Etcd::connect(vec![endpoint.clone()]));
+pub(super) async fn dial(endpoints: &[Endpoint], credentials: &Credentials, count: u64) -> Result<Vec<Etcd>, String> {
+    let shown = || Login::Shown(credentials.clone());
+    let dialled =
+        (0..count).zip(endpoints.iter().cycle()).map(|(_, endpoint)| Etcd::connect(vec![endpoint.clone()], shown()));
     let dialled = try_join_all(dialled).await.map_err(|error| error.to_string())?;
     Ok(dialled.into_iter().map(|(etcd, _)| etcd).collect())
 }

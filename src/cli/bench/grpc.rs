@@ -23,7 +23,8 @@ fn failed(error: &EtcdError) -> CliError {
 }
 
 async fn dial(session: &Session, count: u64) -> Result<Vec<Etcd>, CliError> {
-    door::dial(session.client.endpoints(), count).await.map_err(|message| lost(&std::io::Error::other(message)))
+    let (endpoints, credentials) = (session.client.endpoints(), session.client.credentials());
+    door::dial(endpoints, credentials, count).await.map_err(|message| lost(&std::io::Error::other(message)))
 }
 
 /// The first of so many ids that nobody else has.

@@ -3,12 +3,12 @@
 use super::door::{self, Ask, Door, Link, Missed, Reach};
 use super::keys::{Keyspace, Rng};
 use super::request::{self, Requests};
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::cli::args::{BenchLoad, KeyOrder};
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::session::note;
-use crate::client::Endpoint;
 use crate::client::etcd::Etcd;
+use crate::client::{Client, Credentials, Endpoint};
 use crate::env::{Clock, SystemClock, TaskSet};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -81,6 +81,7 @@ impl Phase {
 #[derive(Debug)]
 pub(super) struct Plan {
     endpoints: Vec<Endpoint>,
+    credentials: Credentials,
     reach: Reach,
     keys: Arc<Keyspace>,
     value: Arc<str>,
@@ -134,15 +135,16 @@ struct Shared {
 }
 
 impl Plan {
-    pub(super) fn new(load: &BenchLoad, endpoints: &[Endpoint], seed: u64) -> Result<Self, CliError> {
-        let reach = Reach::of(load, endpoints.len());
+    pub(super) fn new(load: &BenchLoad, client: &Client, seed: u64) -> Result<Self, CliError> {
+        let reach = Reach::of(load, client.endpoints().len());
         let mut rng = Rng::new(seed);
         let size = usize::try_from(load.value_size).unwrap_or(0);
         // Letters only: the same bytes are fine in a body and in JSON.
         let letter = |number: u64| char::from(b'a' + u8::try_from(number % 26).unwrap_or(0));
         let value: String = (0..size).map(|_| letter(rng.next())).collect();
         Ok(Self {
-            endpoints: endpoints.to_vec(),
+            endpoints: client.endpoints().to_vec(),
+            credentials: client.credentials().clone(),
             reach,
             keys: Arc::new(Keyspace::new(&load.key_prefix, load.key_size, load.key_space)?),
             value: request::value(reach.door == Door::Gateway, value),
@@ -154,7 +156,8 @@ impl Plan {
     async fn links(&self) -> Result<Vec<Link>, CliError> {
         let clients = self.reach.clients;
         if self.reach.door == Door::Grpc {
-            let dialled = door::dial(&self.endpoints, self.reach.connections).await.map_err(failed)?;
+            let dialled =
+                door::dial(&self.endpoints, &self.credentials, self.reach.connections).await.map_err(failed)?;
             let value = Bytes::copy_from_slice(self.value.as_bytes());
             let link = |etcd: &Etcd| Link::Grpc {
                 etcd: Box::new(etcd.clone()),
@@ -167,9 +170,10 @@ impl Plan {
         // One that fails is tried again, and counted, by its lane.
         let wires = join_all(lanes().map(Wire::open)).await;
         let link = |(endpoint, wire): (&Endpoint, std::io::Result<Wire>)| {
-            let host = endpoint.authority().to_owned();
+            let authorization = wire::authorization(&self.credentials);
+            let lines = format!("host: {}\r\n{authorization}", endpoint.authority());
             let gateway = self.reach.door == Door::Gateway;
-            let requests = Requests::new(gateway, Arc::clone(&self.keys), Arc::clone(&self.value), host);
+            let requests = Requests::new(gateway, Arc::clone(&self.keys), Arc::clone(&self.value), lines);
             Link::http(endpoint.clone(), requests, wire.ok())
         };
         Ok(lanes().zip(wires).map(link).collect())

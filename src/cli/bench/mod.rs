@@ -87,7 +87,7 @@ async fn measure(command: &BenchLoop, session: &mut Session) -> Result<(), CliEr
         let problem = format!("--limit {keys} takes more keys than that: --key-space is {}", load.key_space);
         return Err(CliError::Usage(problem));
     }
-    let plan = Plan::new(load, session.client.endpoints(), load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
+    let plan = Plan::new(load, &session.client, load.seed.unwrap_or_else(|| SystemEntropy.next_u64()))?;
     let needs_keys = match command {
         BenchLoop::Put(_) => false,
         BenchLoop::Get(get) | BenchLoop::Count(get) => !get.read.no_fill,

@@ -16,7 +16,8 @@ pub(super) struct Requests {
     keys: Arc<Keyspace>,
     /// As it stands in a body: the gateway's is base64.
     value: Arc<str>,
-    host: String,
+    /// Of every request's head: the host, and who asks.
+    lines: String,
     body: Vec<u8>,
     plain: Vec<u8>,
     encoded: String,
@@ -29,9 +30,9 @@ pub(super) fn value(etcd: bool, plain: String) -> Arc<str> {
 
 // Writing to a Vec cannot fail.
 impl Requests {
-    pub(super) fn new(etcd: bool, keys: Arc<Keyspace>, value: Arc<str>, host: String) -> Self {
+    pub(super) fn new(etcd: bool, keys: Arc<Keyspace>, value: Arc<str>, lines: String) -> Self {
         let body = Vec::with_capacity(64 << 10);
-        Self { etcd, keys, value, host, body, plain: Vec::new(), encoded: String::new() }
+        Self { etcd, keys, value, lines, body, plain: Vec::new(), encoded: String::new() }
     }
 
     pub(super) fn write(&mut self, request: &mut Vec<u8>, ask: Ask<'_>) {
@@ -55,7 +56,7 @@ impl Requests {
         request.extend_from_slice(b"GET /v1/kv/");
         self.keys.write(key, request);
         request.extend_from_slice(if stale { &b"?consistency=stale"[..] } else { b"" });
-        write!(request, " HTTP/1.1\r\nhost: {}\r\n\r\n", self.host).ok();
+        write!(request, " HTTP/1.1\r\n{}\r\n", self.lines).ok();
     }
 
     fn put(&mut self, request: &mut Vec<u8>, key: u64) {
@@ -67,7 +68,7 @@ impl Requests {
         }
         request.extend_from_slice(b"PUT /v1/kv/");
         self.keys.write(key, request);
-        write!(request, " HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", self.host, self.value.len()).ok();
+        write!(request, " HTTP/1.1\r\n{}content-length: {}\r\n\r\n", self.lines, self.value.len()).ok();
         request.extend_from_slice(self.value.as_bytes());
     }
 
@@ -110,7 +111,7 @@ impl Requests {
         request.extend_from_slice(b"&end=");
         self.keys.write(from + limit, request);
         write!(request, "&limit={limit}{}", if stale { "&consistency=stale" } else { "" }).ok();
-        write!(request, " HTTP/1.1\r\nhost: {}\r\n\r\n", self.host).ok();
+        write!(request, " HTTP/1.1\r\n{}\r\n", self.lines).ok();
     }
 
     /// How many keys there are.
@@ -128,7 +129,7 @@ impl Requests {
         let consistency = if stale { "&consistency=stale" } else { "" };
         let prefix = self.keys.prefix();
         write!(request, "GET /v1/kv?prefix={prefix}&count_only{consistency} HTTP/1.1\r\n").ok();
-        write!(request, "host: {}\r\n\r\n", self.host).ok();
+        write!(request, "{}\r\n", self.lines).ok();
     }
 
     /// The key in base64, for a new body.
@@ -145,8 +146,8 @@ impl Requests {
     }
 
     fn post(&self, request: &mut Vec<u8>, path: &str) {
-        let (host, length) = (&self.host, self.body.len());
-        write!(request, "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n").ok();
+        let (lines, length) = (&self.lines, self.body.len());
+        write!(request, "POST {path} HTTP/1.1\r\n{lines}content-type: application/json\r\n").ok();
         write!(request, "content-length: {length}\r\n\r\n").ok();
         request.extend_from_slice(&self.body);
     }
@@ -158,7 +159,7 @@ mod tests {
 
     fn requests(etcd: bool) -> Requests {
         let keys = Arc::new(Keyspace::new("b/", 8, 100).unwrap());
-        Requests::new(etcd, keys, value(etcd, "abc".to_owned()), "h:1".to_owned())
+        Requests::new(etcd, keys, value(etcd, "abc".to_owned()), "host: h:1\r\n".to_owned())
     }
 
     fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {

@@ -9,13 +9,13 @@ use super::cost::{self, Sample};
 use super::door;
 use super::keys::Keyspace;
 use super::load::per_second;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::cli::args::BenchWatch;
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::output::{Mode, Out};
 use crate::cli::session::{Session, note};
 use crate::client::Endpoint;
-use crate::client::etcd::Etcd;
+use crate::client::etcd::{Etcd, Login};
 use crate::env::{Clock as _, SystemClock, TaskSet};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -48,6 +48,8 @@ struct Shared {
     open: AtomicU64,
     broken: AtomicU64,
     delivered: AtomicU64,
+    /// A line of each request's head.
+    authorization: String,
 }
 
 /// Who watches.
@@ -93,6 +95,7 @@ pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<
         open: AtomicU64::new(0),
         broken: AtomicU64::new(0),
         delivered: AtomicU64::new(0),
+        authorization: wire::authorization(session.client.credentials()),
     });
     let crowd = Crowd {
         streams: args.streams.unwrap_or(if args.grpc { GRPC_STREAMS } else { STREAMS }),
@@ -103,7 +106,7 @@ pub(super) async fn measure(args: &BenchWatch, session: &mut Session) -> Result<
         true => door::connections(args.connections, endpoints.len()).min(crowd.streams),
         false => 0,
     };
-    let dialled = door::dial(endpoints, dialled).await.map_err(failed)?;
+    let dialled = door::dial(endpoints, session.client.credentials(), dialled).await.map_err(failed)?;
     let idle = cost::sample(&session.client).await;
     let tasks = TaskSet::new();
     let opening = Arc::new(Semaphore::new(OPENING_MAX));
@@ -165,7 +168,7 @@ async fn write(
     watches: u64,
     shared: &Shared,
 ) -> Result<(u64, u64), CliError> {
-    let mut writer = Writer::open(&session.client.endpoints()[0], args.grpc).await?;
+    let mut writer = Writer::open(session, args.grpc).await?;
     let size = usize::try_from(args.value_size).unwrap_or(0).max(STAMP_DIGITS);
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / u32::try_from(args.rate).unwrap_or(u32::MAX));
     let began = shared.clock.monotonic();
@@ -187,27 +190,30 @@ async fn write(
 }
 
 enum Writer {
-    Rest(Wire),
+    Rest { wire: Wire, authorization: String },
     Grpc(Box<Etcd>),
 }
 
 impl Writer {
-    async fn open(endpoint: &Endpoint, grpc: bool) -> Result<Self, CliError> {
+    async fn open(session: &Session, grpc: bool) -> Result<Self, CliError> {
+        let (endpoint, credentials) = (&session.client.endpoints()[0], session.client.credentials());
         let lost = |error: &dyn std::fmt::Display| failed(format!("the writer's connection: {error}"));
         if grpc {
-            let (etcd, _) = Etcd::connect(vec![endpoint.clone()]).await.map_err(|error| lost(&error))?;
+            let (etcd, _) = Etcd::connect(vec![endpoint.clone()], Login::Shown(credentials.clone()))
+                .await
+                .map_err(|error| lost(&error))?;
             return Ok(Self::Grpc(Box::new(etcd)));
         }
-        Ok(Self::Rest(Wire::open(endpoint).await.map_err(|error| lost(&error))?))
+        let wire = Wire::open(endpoint).await.map_err(|error| lost(&error))?;
+        Ok(Self::Rest { wire, authorization: wire::authorization(credentials) })
     }
 
     async fn put(&mut self, keys: &Keyspace, number: u64, value: Vec<u8>) -> Result<(), CliError> {
         match self {
-            Self::Rest(wire) => {
+            Self::Rest { wire, authorization } => {
                 let (key, size) = (name(keys, number), value.len());
-                let mut request =
-                    format!("PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n")
-                        .into_bytes();
+                let head = format!("PUT /v1/kv/{key} HTTP/1.1\r\nHost: localhost\r\n{authorization}");
+                let mut request = format!("{head}Content-Length: {size}\r\n\r\n").into_bytes();
                 request.extend_from_slice(&value);
                 match wire.exchange(&request).await {
                     Ok((200..=299, _)) => Ok(()),
@@ -279,7 +285,7 @@ async fn read(endpoint: &Endpoint, key: &str, opening: &Semaphore, shared: &Shar
     let broken = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let turn = opening.acquire().await.map_err(|_| broken())?;
     let mut stream = TcpStream::connect(endpoint.authority()).await?;
-    let request = format!("GET /v1/watch?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let request = format!("GET /v1/watch?key={key} HTTP/1.1\r\nHost: localhost\r\n{}\r\n", shared.authorization);
     stream.write_all(request.as_bytes()).await?;
     let mut buffer = Vec::with_capacity(1 << 10);
     while !buffer.windows(4).any(|window| window == b"\r\n\r\n") {

@@ -2,7 +2,7 @@
 //!
 //! It understands what a member may answer (a length or chunks) and refuses everything else.
 
-use crate::client::Endpoint;
+use crate::client::{Credentials, Endpoint};
 use std::io;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -14,6 +14,11 @@ pub(super) struct Wire {
     stream: TcpStream,
     /// What has arrived and is not consumed yet.
     buffer: Vec<u8>,
+}
+
+/// The line of a request's head that says who asks; nothing where nobody does.
+pub(super) fn authorization(credentials: &Credentials) -> String {
+    credentials.authorization().map_or_else(String::new, |value| format!("authorization: {value}\r\n"))
 }
 
 /// The head of an answer as far as it matters here.

@@ -2,7 +2,7 @@
 
 use super::pb::etcdserverpb as etcd;
 use super::pb::mvccpb::Event;
-use super::{ALL, Etcd, EtcdError};
+use super::{ALL, Etcd, EtcdError, login};
 use bytes::Bytes;
 use etcd::watch_request::RequestUnion;
 use futures_util::stream;
@@ -11,6 +11,7 @@ use tonic::Streaming;
 
 /// Questions that the connection has not taken yet.
 const ASKED_MAX: usize = 4;
+const DENIED: &str = "permission denied";
 
 #[derive(Debug)]
 pub struct Changes {
@@ -41,7 +42,8 @@ impl Changes {
             ..Default::default()
         };
         questions.try_send(request(RequestUnion::CreateRequest(create))).ok();
-        let mut client = etcd::watch_client::WatchClient::new(etcd.channel()).max_decoding_message_size(usize::MAX);
+        let mut client =
+            etcd::watch_client::WatchClient::new(etcd.signed_channel()).max_decoding_message_size(usize::MAX);
         let answers = etcd.answered(client.watch(stream::poll_fn(move |cx| asked.poll_recv(cx)))).await?;
         Ok(Self { etcd: etcd.clone(), questions, answers })
     }
@@ -62,6 +64,11 @@ impl Changes {
                 return Err(EtcdError::Compacted { endpoint: self.etcd.name() });
             }
             if answer.canceled {
+                // What an etcd says there for a token that has run out.
+                let denied = login::has_ended(&answer.cancel_reason) || answer.cancel_reason.contains(DENIED);
+                if denied && self.etcd.login.is_password() {
+                    return Err(EtcdError::LoggedOut { endpoint: self.etcd.name(), message: answer.cancel_reason });
+                }
                 return Err(ended(&answer.cancel_reason));
             }
             if !answer.events.is_empty() {

@@ -54,13 +54,13 @@ impl Etcd {
 
     /// Waits for the lock however long that takes; answers the key that is held.
     pub async fn lock(&self, name: Bytes, lease: i64) -> Result<Bytes, EtcdError> {
-        let mut client = v3lockpb::lock_client::LockClient::new(self.channel());
+        let mut client = v3lockpb::lock_client::LockClient::new(self.signed_channel());
         let answer = client.lock(v3lockpb::LockRequest { name, lease }).await;
         Ok(answer.map_err(|status| self.failed(&status))?.into_inner().key)
     }
 
     pub async fn unlock(&self, key: Bytes) -> Result<(), EtcdError> {
-        let mut client = v3lockpb::lock_client::LockClient::new(self.channel());
+        let mut client = v3lockpb::lock_client::LockClient::new(self.signed_channel());
         self.answered(client.unlock(v3lockpb::UnlockRequest { key })).await.map(drop)
     }
 
@@ -139,7 +139,8 @@ impl Watches {
             etcd::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
         };
         let asked = stream::iter(ranges).map(create).chain(stream::pending());
-        let mut client = etcd::watch_client::WatchClient::new(etcd.channel()).max_decoding_message_size(usize::MAX);
+        let mut client =
+            etcd::watch_client::WatchClient::new(etcd.signed_channel()).max_decoding_message_size(usize::MAX);
         let answers = etcd.answered(client.watch(asked)).await?;
         let mut this = Self { etcd: etcd.clone(), answers, early: VecDeque::new() };
         let mut made = 0;

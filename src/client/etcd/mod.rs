@@ -7,27 +7,32 @@
 /// A client of one of the services. Above the modules that use it.
 macro_rules! client {
     ($self:ident, $module:ident :: $client:ident) => {
-        etcd::$module::$client::new($self.channel.clone())
+        etcd::$module::$client::new($self.signed_channel())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX)
     };
 }
 
+mod accounts;
 mod changes;
 mod load;
+mod login;
 pub mod pb;
 
 pub use changes::{Change, Changes};
 pub use load::{Counted, Renewals, Span, Watches};
+pub use login::Login;
 
 use super::Endpoint;
 use bytes::Bytes;
 use futures_util::stream;
+use login::Signed;
 use pb::etcdserverpb as etcd;
 use pb::mvccpb::KeyValue;
 use std::future::Future;
 use std::time::Duration;
 use thiserror::Error;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -52,8 +57,11 @@ pub enum EtcdError {
     Compacted { endpoint: String },
     #[error("{endpoint} does not know lease {id:x}")]
     LeaseNotFound { endpoint: String, id: i64 },
-    #[error("{endpoint} asks for a user: {message}")]
+    #[error("{endpoint} does not let us: {message}")]
     Denied { endpoint: String, message: String },
+    /// Logging in again mends it, unless the password has changed.
+    #[error("{endpoint} has ended our login: {message}")]
+    LoggedOut { endpoint: String, message: String },
     #[error("{endpoint} refuses: {message}")]
     Refused { endpoint: String, message: String },
 }
@@ -64,6 +72,8 @@ pub struct Etcd {
     endpoints: Vec<Endpoint>,
     current: usize,
     channel: Channel,
+    login: Login,
+    signed: Signed,
 }
 
 /// What `Status` and the header of its answer say.
@@ -89,6 +99,14 @@ pub enum Write {
     Delete { key: Bytes },
 }
 
+impl EtcdError {
+    /// Whether it may answer later, or elsewhere, or once it is logged in again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::LoggedOut { .. })
+    }
+}
+
 impl Write {
     #[must_use]
     pub fn key(&self) -> &Bytes {
@@ -110,13 +128,15 @@ impl Etcd {
     /// Connects to the first of the endpoints that answers.
     ///
     /// # Errors
-    /// None does, or what stands there is no etcd.
-    pub async fn connect(endpoints: Vec<Endpoint>) -> Result<(Self, About), EtcdError> {
+    /// None does, what stands there is no etcd, or the login is refused.
+    pub async fn connect(endpoints: Vec<Endpoint>, login: Login) -> Result<(Self, About), EtcdError> {
         let mut failure = EtcdError::Usage("there is no endpoint to talk to".to_owned());
         for current in 0..endpoints.len() {
             match Self::dial(&endpoints[current]).await {
                 Ok(channel) => {
-                    let this = Self { endpoints, current, channel };
+                    let signed = login.shown();
+                    let mut this = Self { endpoints, current, channel, login, signed };
+                    this.log_in().await?;
                     let about = this.about().await?;
                     return Ok((this, about));
                 }
@@ -137,14 +157,16 @@ impl Etcd {
         dialled.connect_timeout(CONNECT).connect().await.map_err(unavailable)
     }
 
-    /// Goes on with the next endpoint that can be reached, this one included.
+    /// Goes on with the next endpoint that can be reached, this one included, and logs in there.
     pub async fn look_elsewhere(&mut self) {
         for step in 1..=self.endpoints.len() {
             let next = (self.current + step) % self.endpoints.len();
             if let Ok(channel) = Self::dial(&self.endpoints[next]).await {
                 self.current = next;
                 self.channel = channel;
-                return;
+                if self.log_in().await.is_ok() {
+                    return;
+                }
             }
         }
     }
@@ -153,6 +175,10 @@ impl Etcd {
     #[must_use]
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    fn signed_channel(&self) -> InterceptedService<Channel, Signed> {
+        InterceptedService::new(self.channel(), self.signed.clone())
     }
 
     fn name(&self) -> String {
@@ -178,8 +204,9 @@ impl Etcd {
             }
             Code::OutOfRange if message.contains("compacted") => EtcdError::Compacted { endpoint },
             Code::NotFound if message.contains("lease") => EtcdError::LeaseNotFound { endpoint, id: 0 },
+            _ if self.login.is_password() && login::has_ended(&message) => EtcdError::LoggedOut { endpoint, message },
             Code::PermissionDenied | Code::Unauthenticated => EtcdError::Denied { endpoint, message },
-            Code::InvalidArgument if message.contains("user name is empty") => EtcdError::Denied { endpoint, message },
+            Code::InvalidArgument if login::is_refused(&message) => EtcdError::Denied { endpoint, message },
             Code::Unimplemented => EtcdError::NotEtcd { endpoint, message },
             _ => EtcdError::Refused { endpoint, message },
         }
@@ -304,14 +331,6 @@ impl Etcd {
             Ok(Response::new(ended))
         };
         self.answered(renewed).await
-    }
-
-    /// How many users and roles there are.
-    pub async fn users_and_roles(&self) -> Result<(usize, usize), EtcdError> {
-        let mut client = client!(self, auth_client::AuthClient);
-        let users = self.answered(client.user_list(etcd::AuthUserListRequest {})).await?.users.len();
-        let roles = self.answered(client.role_list(etcd::AuthRoleListRequest {})).await?.roles.len();
-        Ok((users, roles))
     }
 
     /// The changes of all keys from this revision on.

@@ -85,7 +85,7 @@ const OUTCOME_UNKNOWN: Act = Act::Answer(concat!(
 
 fn client(endpoints: &[&Endpoint], timeout: Duration) -> Client {
     let endpoints = endpoints.iter().map(|endpoint| (*endpoint).clone()).collect();
-    Client::new(Options { endpoints, timeout, send_timeout: false }).unwrap()
+    Client::new(Options { endpoints, timeout, send_timeout: false, credentials: Credentials::default() }).unwrap()
 }
 
 fn put() -> Request {
@@ -164,8 +164,12 @@ async fn nobody_there_is_unavailable() {
 #[tokio::test]
 async fn the_deadline_is_told_when_asked_for() {
     let script = Script::play(&[OK]);
-    let options =
-        Options { endpoints: vec![script.endpoint.clone()], timeout: Duration::from_millis(2500), send_timeout: true };
+    let options = Options {
+        endpoints: vec![script.endpoint.clone()],
+        timeout: Duration::from_millis(2500),
+        send_timeout: true,
+        credentials: Credentials::default(),
+    };
     Client::new(options).unwrap().send(&get()).await.unwrap();
     assert!(script.requests()[0].starts_with("GET /v1/kv/k?timeout=2500ms HTTP/1.1"), "{:?}", script.requests());
 }

@@ -1,6 +1,6 @@
 //! Passwords: hashed and compared on the blocking pool, a bounded number at once and waiting.
 //!
-//! Invariants: it takes as long for a user that does not exist; a password that was found right is
+//! Invariants: no user's password takes all places; it takes as long for a user that does not exist; a password that was found right is
 //! remembered only as a keyed hash together with the stored hash it fits, so that a changed password is
 //! never taken for the former one; nothing here shows or keeps a password.
 
@@ -39,6 +39,8 @@ pub(super) struct Passwords {
     entropy: Arc<dyn Entropy>,
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// How many of these are for one stored hash, or for none.
+    waiting_for: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
     /// Of this process.
     key: [u8; 32],
     remembered: Mutex<BTreeMap<[u8; 32], Duration>>,
@@ -47,6 +49,24 @@ pub(super) struct Passwords {
 impl fmt::Debug for Passwords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Passwords").finish_non_exhaustive()
+    }
+}
+
+/// One of the places that one user's password has.
+struct Place {
+    of: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
+    stored: Option<String>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut of = self.of.lock();
+        if let Some(count) = of.get_mut(&self.stored) {
+            *count -= 1;
+            if *count == 0 {
+                of.remove(&self.stored);
+            }
+        }
     }
 }
 
@@ -67,6 +87,7 @@ impl Passwords {
             entropy,
             running: Arc::new(Semaphore::new(limits::AUTH_HASHES_AT_ONCE)),
             waiting: Arc::new(Semaphore::new(limits::AUTH_HASHES_WAITING_MAX + limits::AUTH_HASHES_AT_ONCE)),
+            waiting_for: Arc::default(),
             remembered: Mutex::new(BTreeMap::new()),
         }
     }
@@ -83,6 +104,17 @@ impl Passwords {
             done
         });
         done.await.ok_or_else(|| Failure::Fault("hashing a password panicked".to_owned()))
+    }
+
+    fn place(&self, stored: Option<&PasswordHash>) -> Result<Place, Failure> {
+        let stored = stored.map(|stored| stored.as_str().to_owned());
+        let mut of = self.waiting_for.lock();
+        let count = of.entry(stored.clone()).or_default();
+        if *count >= limits::AUTH_HASHES_OF_ONE_MAX {
+            return Err(Failure::not_proposed(Why::Overloaded));
+        }
+        *count += 1;
+        Ok(Place { of: Arc::clone(&self.waiting_for), stored })
     }
 
     pub(super) async fn hash(&self, Password(password): Password) -> Result<PasswordHash, Failure> {
@@ -102,10 +134,15 @@ impl Passwords {
             return Ok(false);
         }
         let salt: [u8; 16] = random(&*self.entropy);
-        let compare = move || match stored {
-            Some(stored) => verify(&password, stored.as_str()),
-            // As much work, for nothing.
-            None => hash(&password, &salt).is_none(),
+        let place = self.place(stored.as_ref())?;
+        let compare = move || {
+            let same = match stored {
+                Some(stored) => verify(&password, stored.as_str()),
+                // As much work, for nothing.
+                None => hash(&password, &salt).is_none(),
+            };
+            drop(place);
+            same
         };
         self.in_turn(compare).await
     }
@@ -179,6 +216,22 @@ mod tests {
         assert!(!passwords.verify(&one, None).await.unwrap());
         assert!(!passwords.verify(&one, Some(PasswordHash::new("nonsense".into()))).await.unwrap());
         assert!(passwords.hash(Password::new("x".repeat(1025))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn one_user_never_takes_all_places() {
+        let passwords = passwords(&Arc::new(ManualClock::new(0)));
+        let (one, other) = (Password::new("one".into()), Password::new("other".into()));
+        let (ann, bob) = (passwords.hash(one.clone()).await.unwrap(), passwords.hash(other.clone()).await.unwrap());
+        let held: Vec<Place> = (0..limits::AUTH_HASHES_OF_ONE_MAX)
+            .map(|_| passwords.place(Some(&ann)).unwrap_or_else(|_| panic!()))
+            .collect();
+        assert!(is_overloaded(&passwords.verify(&one, Some(ann.clone())).await));
+        assert!(passwords.verify(&other, Some(bob)).await.unwrap());
+        assert!(!passwords.verify(&one, None).await.unwrap());
+        drop(held);
+        assert!(passwords.verify(&one, Some(ann)).await.unwrap());
+        assert!(passwords.waiting_for.lock().is_empty(), "no place is kept");
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! Users, roles and tokens over real doors: etcd's rules and texts, tokens that count on every member,
 //! revocation, and no secret anywhere. Who may do what, for every route and method: `matrix`.
 
+mod cli;
+mod flood;
 mod matrix;
 
 use crate::support::members::Cluster;

@@ -18,8 +18,9 @@ pub(super) const TXN_BYTES_MAX: usize = 1 << 20;
 const LEASE_TRIES_MAX: u32 = 5;
 
 impl Run {
-    /// Copies everything, and answers as of which revision.
+    /// Copies everything, users and roles first, and answers as of which revision.
     pub(super) async fn copy(&mut self) -> Result<i64, Halt> {
+        self.copy_accounts().await?;
         self.take_leases().await?;
         let (mut start, mut revision, mut limit) = (Bytes::from_static(b"\0"), 0, PAGE_KEYS_FIRST);
         let mut progress: Option<Progress> = None;

@@ -91,6 +91,12 @@ impl Run {
                 *changes = self.watch(state.applied).await?;
                 Ok(())
             }
+            Err(EtcdError::LoggedOut { .. }) => {
+                tokio::time::sleep(LOOK).await;
+                self.source.look_elsewhere().await;
+                *changes = self.watch(state.applied).await?;
+                Ok(())
+            }
             Err(error) => Err(self.read_failed(error)),
         }
     }
@@ -133,6 +139,7 @@ impl Run {
     }
 
     async fn cut_over(&mut self, state: &State) -> Result<Ended, Halt> {
+        self.copy_accounts().await?;
         self.renew_all_leases().await?;
         let here = patiently!(self.clock, self.target, of_target, self.target.count())?.map_err(of_target)?;
         Ok(Ended { source_revision: state.applied, revision: here.1 })

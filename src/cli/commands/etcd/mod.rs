@@ -5,18 +5,20 @@
 //! begins, which also deletes here what is not there. Invariants: what is written is what was read, so
 //! everything may be done again; it is never said to be synced before every change up to that revision is here.
 
+mod accounts;
 mod copy;
 mod follow;
 mod leases;
+mod source;
 
 use super::watch::{Signals, Stop};
 use crate::cli::args::Import;
 use crate::cli::exit::{self, CliError};
 use crate::cli::output::Mode;
 use crate::cli::session::{Session, note};
-use crate::client::Endpoint;
-use crate::client::etcd::{About, Etcd, EtcdError};
+use crate::client::etcd::{About, Etcd, EtcdError, Login};
 use crate::env::{Clock, SystemClock};
+use accounts::Accounts;
 use leases::Leases;
 use serde_json::json;
 use std::time::Duration;
@@ -31,9 +33,10 @@ const PASSES_MAX: u32 = 20;
 pub(in crate::cli) async fn import(session: &mut Session, urls: &[String], args: &Import) -> Result<(), CliError> {
     session.no_curl("import --from-etcd")?;
     let mode = session.mode.among(&[Mode::Human, Mode::Json, Mode::Ndjson])?;
-    let endpoints = urls.iter().map(|url| Endpoint::parse(url.trim())).collect::<Result<Vec<_>, _>>()?;
-    let (source, about) = Etcd::connect(endpoints).await.map_err(of_source)?;
-    let (target, here) = Etcd::connect(session.client.endpoints().to_vec()).await.map_err(of_target)?;
+    let (endpoints, login) = source::named(urls, args)?;
+    let (source, about) = Etcd::connect(endpoints, login.clone()).await.map_err(of_source)?;
+    let shown = Login::Shown(session.client.credentials().clone());
+    let (target, here) = Etcd::connect(session.client.endpoints().to_vec(), shown).await.map_err(of_target)?;
     if about.cluster_id == here.cluster_id {
         return Err(CliError::Usage("--from-etcd names the cluster that is to be imported into".to_owned()));
     }
@@ -47,15 +50,10 @@ pub(in crate::cli) async fn import(session: &mut Session, urls: &[String], args:
         });
     }
     note(&format!("etcd {} has {there} keys at revision {revision}", about.version));
-    // Users cannot be asked for everywhere, and without them the copy is as good.
-    if let Ok((users, roles)) = source.users_and_roles().await
-        && users + roles > 0
-    {
-        note(&format!("{users} users and {roles} roles are not copied: give them to this cluster by hand"));
-    }
     let mut signals = Signals::listen()?;
     let mut run = Run {
         leases: Leases::default(),
+        accounts: Accounts::new(args.without_users, login, source.is_logged_in()),
         clock: SystemClock::new(),
         source,
         target,
@@ -75,10 +73,12 @@ pub(in crate::cli) async fn import(session: &mut Session, urls: &[String], args:
         ended.revision
     );
     if mode == Mode::Human {
-        return session.out.line(text);
+        session.out.line(text)?;
+        return run.accounts.tell(&mut session.out);
     }
     let told = json!({"copied": run.copied, "changes": run.changes, "leases": run.leases.len(),
-        "source_revision": ended.source_revision, "revision": ended.revision});
+        "source_revision": ended.source_revision, "revision": ended.revision,
+        "users": run.accounts.told.users, "roles": run.accounts.told.roles});
     session.out.line(told.to_string())
 }
 
@@ -108,6 +108,7 @@ struct Run {
     target: Etcd,
     about: About,
     leases: Leases,
+    accounts: Accounts,
     clock: SystemClock,
     until_synced: bool,
     /// There may be keys here that the source does not have.
@@ -164,8 +165,8 @@ fn told(error: EtcdError, where_to: &str) -> CliError {
         EtcdError::Unavailable { .. } => (exit::UNAVAILABLE, Some(where_to)),
         EtcdError::NotEtcd { .. } => (exit::OTHER, Some(where_to)),
         EtcdError::Compacted { .. } => (exit::COMPACTED, None),
-        EtcdError::Denied { .. } => {
-            (exit::DENIED, Some("import has no user to log in with: turn authentication off there for the copy"))
+        EtcdError::Denied { .. } | EtcdError::LoggedOut { .. } => {
+            (exit::DENIED, Some("--etcd-user says who reads there, --user who writes here; it takes the role root"))
         }
         EtcdError::LeaseNotFound { .. } => (exit::NOT_FOUND, None),
         EtcdError::Refused { .. } => (exit::OTHER, None),
@@ -207,7 +208,7 @@ impl Patience {
     }
 
     fn allows(&self, clock: &SystemClock, error: &EtcdError) -> bool {
-        matches!(error, EtcdError::Unavailable { .. }) && clock.monotonic().saturating_sub(self.began) < PATIENCE
+        error.may_pass() && clock.monotonic().saturating_sub(self.began) < PATIENCE
     }
 
     async fn pause(&mut self) {
