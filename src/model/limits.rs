@@ -18,8 +18,10 @@ pub const FENCES_MAX: usize = 64;
 pub const TIMEOUT_ETCD_MS: u64 = 7_000;
 /// Watches on one etcd stream; more are refused.
 pub const WATCHES_PER_STREAM_MAX: usize = 20_000;
-/// Answers of one etcd watch stream that its client has not taken yet; its watches wait.
-pub const WATCH_ANSWERS_AHEAD: usize = 16;
+/// Answers of one etcd watch stream that its client has not taken yet, and their keys and values (more than that goes
+/// alone); its watches wait. As many as watch one key on a stream should fit, so that what it tells them travels together.
+pub const WATCH_ANSWERS_AHEAD: usize = 256;
+pub const WATCH_ANSWERS_AHEAD_BYTES: usize = 1 << 20;
 /// How deep transactions may nest; deeper is refused.
 pub const TXN_DEPTH_MAX: usize = 32;
 /// Entries of one list page: asked for by default, and at most.

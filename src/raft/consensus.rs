@@ -153,6 +153,13 @@ pub(super) type Core = Raft<Types, StateMachine>;
 #[derive(Clone)]
 pub struct Consensus(Arc<Inner>);
 
+/// A member by its name in the membership of that entry.
+struct NamedLeader {
+    id: MemberId,
+    membership: Option<LogId>,
+    name: Arc<str>,
+}
+
 struct Inner {
     options: Options,
     link: Arc<Link>,
@@ -170,7 +177,7 @@ struct Inner {
     recovered: watch::Receiver<bool>,
     leading: watch::Receiver<Option<u64>>,
     /// The name of who led last, as of that membership: answers carry it.
-    leader_name: Mutex<Option<(MemberId, Option<LogId>, Arc<str>)>>,
+    leader_name: Mutex<Option<NamedLeader>>,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
@@ -483,15 +490,15 @@ impl Consensus {
         let server = self.0.link.raft.server_metrics();
         let server = server.borrow_watched();
         let leader = server.current_leader.filter(|_| self.0.link.heard.is_recent())?;
-        let since = *server.membership_config.log_id();
+        let membership = *server.membership_config.log_id();
         let mut known = self.0.leader_name.lock();
-        if let Some((named, at, name)) = &*known
-            && (*named, *at) == (leader, since)
+        if let Some(known) = &*known
+            && (known.id, known.membership) == (leader, membership)
         {
-            return Some(Arc::clone(name));
+            return Some(Arc::clone(&known.name));
         }
         let name: Arc<str> = server.membership_config.membership().get_node(&leader)?.name.as_str().into();
-        *known = Some((leader, since, Arc::clone(&name)));
+        *known = Some(NamedLeader { id: leader, membership, name: Arc::clone(&name) });
         Some(name)
     }
 

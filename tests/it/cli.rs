@@ -864,7 +864,7 @@ fn bench_goes_through_every_door() {
     let server = support::server();
     let shell = Shell::on(&server.url());
     let bench = |args: &[&str]| shell.run(&[&["bench"], args, &["-o", "json"]].concat()).ok().json();
-    let common = ["--key-space", "300", "--count", "200", "--warm-up", "0s"];
+    let common = ["--key-space", "200", "--count", "200", "--warm-up", "0s"];
     for (door, name) in [(&[][..], "rest"), (&["--etcd"], "etcd-json"), (&["--grpc"], "etcd-grpc")] {
         let prefix = format!("{name}/");
         let common = [&common[..], &["--key-prefix", &prefix], door].concat();

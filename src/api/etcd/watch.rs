@@ -6,6 +6,7 @@
 //! word on progress never overtakes events of any watch that it speaks for.
 
 mod progress;
+mod queue;
 
 use super::convert::{header, key_value, key_value_of, watched};
 use super::errors::{NO_LEADER, STOPPED, known};
@@ -16,15 +17,15 @@ use super::pb::etcdserverpb::watch_server::Watch;
 use super::pb::mvccpb;
 use super::{Answers, Door, Identity};
 use crate::model::limits::TIMEOUT_ETCD_MS;
-use crate::model::limits::{WATCH_ANSWERS_AHEAD, WATCHES_PER_STREAM_MAX};
+use crate::model::limits::WATCHES_PER_STREAM_MAX;
 use crate::model::{Caller, EventKind, Failure, Rejection, Revision};
 use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
-use futures_util::{StreamExt, stream};
 use progress::{Told, Watches};
 use prost::Message;
+use queue::{Out, queue};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -37,8 +38,6 @@ const NO_WATCH: i64 = -1;
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const TOO_MANY: &str = "etcdserver: too many watches on one stream";
-
-type Out = mpsc::Sender<Result<pb::WatchResponse, Status>>;
 
 #[tonic::async_trait]
 impl Watch for Door {
@@ -53,7 +52,7 @@ impl Watch for Door {
             return Err(known(NO_LEADER));
         }
         let caller = Identity::of(&request);
-        let (out, mut answers) = mpsc::channel(WATCH_ANSWERS_AHEAD);
+        let (out, answers) = queue();
         let ended = CancellationToken::new();
         let session = Session {
             door: self.clone(),
@@ -65,7 +64,7 @@ impl Watch for Door {
         };
         // Watches the end of the member itself, to say so.
         self.state.tasks.spawn("etcd watch stream", session.run(request.into_inner(), needs_leader));
-        Ok(Response::new(stream::poll_fn(move |cx| answers.poll_recv(cx)).boxed()))
+        Ok(Response::new(answers))
     }
 }
 
@@ -93,8 +92,8 @@ impl Session {
             let request = tokio::select! {
                 request = requests.message(), if listening => request,
                 () = self.out.closed() => return,
-                () = &mut leaderless => return self.say_last(known(NO_LEADER)).await,
-                () = stopping.cancelled() => return self.say_last(known(STOPPED)).await,
+                () = &mut leaderless => return self.out.say_last(known(NO_LEADER)),
+                () = stopping.cancelled() => return self.out.say_last(known(STOPPED)),
             };
             let done = match request {
                 // It asks for nothing more, and still listens.
@@ -109,11 +108,6 @@ impl Session {
                 return;
             }
         }
-    }
-
-    async fn say_last(&self, status: Status) {
-        // A client that takes nothing is not waited for.
-        self.out.try_send(Err(status)).ok();
     }
 
     /// Ends once nobody has led for three election timeouts.
@@ -153,7 +147,7 @@ impl Session {
     }
 
     async fn send(&self, answer: pb::WatchResponse) -> Result<(), Gone> {
-        self.out.send(Ok(answer)).await.map_err(|_| Gone)
+        if self.out.send(answer).await { Ok(()) } else { Err(Gone) }
     }
 
     async fn settle(&self) -> Result<(), Gone> {
@@ -240,7 +234,7 @@ impl Session {
 /// Says what is known of progress once every watch has answered; false if the client has gone.
 async fn settle(door: &Door, watches: &Watches, out: &Out) -> bool {
     while let Some(revision) = watches.settled() {
-        if out.send(Ok(progress_of(door, NO_WATCH, revision))).await.is_err() {
+        if !out.send(progress_of(door, NO_WATCH, revision)).await {
             return false;
         }
         watches.again(door.service().header().revision);
@@ -292,7 +286,7 @@ impl Followed {
                         canceled: true,
                         ..pb::WatchResponse::default()
                     };
-                    self.out.send(Ok(canceled)).await.ok();
+                    self.out.send(canceled).await;
                     return;
                 }
                 () = self.ask.notified() => {
@@ -328,10 +322,10 @@ impl Followed {
         let whole = pb::WatchResponse { header: Some(at), watch_id: self.id, events, ..pb::WatchResponse::default() };
         let most = self.door.state.options.request_bytes_max;
         if !self.fragment || whole.encoded_len() <= most {
-            return self.out.send(Ok(whole)).await.is_ok();
+            return self.out.send(whole).await;
         }
         for part in fragments(whole, most) {
-            if self.out.send(Ok(part)).await.is_err() {
+            if !self.out.send(part).await {
                 return false;
             }
         }
@@ -340,9 +334,7 @@ impl Followed {
 
     async fn progress(&mut self, revision: Revision) -> bool {
         match self.watches.told(self.id, revision) {
-            Told::NotAsked if self.notify => {
-                self.out.send(Ok(progress_of(&self.door, self.id, revision))).await.is_ok()
-            }
+            Told::NotAsked if self.notify => self.out.send(progress_of(&self.door, self.id, revision)).await,
             Told::NotAsked => true,
             Told::NotYet => {
                 tokio::time::sleep(PROGRESS_AGAIN).await;
@@ -364,7 +356,7 @@ impl Followed {
                 ..pb::WatchResponse::default()
             },
         };
-        self.out.send(Ok(answer)).await.ok();
+        self.out.send(answer).await;
     }
 }
 

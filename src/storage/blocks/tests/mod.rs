@@ -171,7 +171,7 @@ fn a_walk_of_some_keys_passes_the_others_and_says_how_far() {
     store.append(vec![record(2001, 0, 50), record(2001, 1, 20)]).unwrap();
     let all = store.walk(1, usize::MAX).unwrap();
     assert_eq!(all.len(), 4002);
-    let of = |key: &[u8]| key[key.len() - 3] % 4 == 0;
+    let of = |key: &[u8]| key[key.len() - 3].is_multiple_of(4);
     let expected: Vec<_> = all.iter().filter(|record| of(&record.key)).cloned().collect();
     assert!((1000..1400).contains(&expected.len()), "{}", expected.len());
     for max in [1, 7, 1000, usize::MAX] {
