@@ -219,6 +219,17 @@ if command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1; then
 else
     echo 'no python3: etcd3, etcd3gw, aetcd and Patroni are not tried'
 fi
+# The library's build asks for protoc, which Tenure's own does not: a compiler of protobuf in Rust does as well.
+if command -v cargo >/dev/null; then
+    if ! command -v protoc >/dev/null; then
+        [ -x "$tools/bin/protox" ] ||
+            CARGO_TARGET_DIR=$tools/protox cargo install --quiet --locked --root "$tools" --features bin protox@0.9.1
+        export PROTOC=$tools/bin/protox
+    fi
+    CARGO_TARGET_DIR=$tools/rust cargo run --quiet --locked --manifest-path "$here/etcd/rust/Cargo.toml" -- "$endpoint"
+else
+    echo 'no cargo: etcd-client of Rust is not tried'
+fi
 if command -v npm >/dev/null; then
     if ! [ -d "$tools/node/node_modules/etcd3" ]; then
         mkdir -p "$tools/node"

@@ -19,7 +19,7 @@ pub(in crate::cli) fn run(flags: ServerFlags) -> Result<(), CliError> {
 #[cfg(target_os = "linux")]
 fn shun_huge_pages() {
     // A kernel that knows no huge pages refuses, and that is as well.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    rustix::thread::disable_transparent_huge_pages(true).ok();
 }
 
 #[cfg(not(target_os = "linux"))]
