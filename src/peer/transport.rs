@@ -199,7 +199,7 @@ impl Connections {
                 self.note(Trouble::Unreachable, &why);
                 TransportError::Unreachable(why)
             }
-            None => TransportError::Failed(format!("{}: {}", self.peer.member.peer_url, status.message())),
+            None => TransportError::Failed(format!("{}: {}", self.peer.member.peer_url, told(status))),
         }
     }
 
@@ -207,6 +207,17 @@ impl Connections {
         let url = &self.peer.member.peer_url;
         TransportError::Failed(format!("{url}: no answer within {} ms", timeout.as_millis()))
     }
+}
+
+/// What a status says, and what it comes from.
+fn told(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 impl Transport for PeerTransport {

@@ -127,8 +127,19 @@ impl Net {
 }
 
 impl State {
-    /// The member whose process has the socket with this local port.
+    /// The member whose process has the socket with this local port. The kernel's table is read in pieces, and while
+    /// other sockets come and go a socket can be missed, so it is looked for again.
     fn caller(&self, port: u16) -> Option<usize> {
+        const LOOKS: u32 = 50;
+        (0..LOOKS).find_map(|look| {
+            if look > 0 {
+                std::thread::sleep(Duration::from_millis(4));
+            }
+            self.look_for(port)
+        })
+    }
+
+    fn look_for(&self, port: u16) -> Option<usize> {
         let local = format!("0100007F:{port:04X}");
         let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
         let inode = table.lines().find_map(|line| {
