@@ -81,7 +81,7 @@ impl Setup {
         let deadline = Instant::now() + START_WITHIN;
         while !server.is_ready() {
             if let Some(status) = server.child.try_wait().expect("the child can be waited for") {
-                panic!("the member ended at start with {status}:\n{}", self.tail());
+                panic!("VIOLATION: the member ended at start with {status}:\n{}", self.tail());
             }
             assert!(Instant::now() < deadline, "not ready within {START_WITHIN:?}:\n{}", self.tail());
             std::thread::sleep(Duration::from_millis(5));
