@@ -72,9 +72,11 @@ struct Feed {
 
 impl Publisher for Feed {
     fn publish(&self, revisions: &[RevisionEvents]) {
+        // Whoever hears of it may act at once, while this thread waits for its turn and the clock goes on.
+        let known_us = self.net.now_us();
         self.hub.publish(revisions);
         let view = self.consensus.get().map(|consensus| consensus.reader().view());
-        self.ledger.applied(self.member, self.net.now_us(), revisions, view.as_ref());
+        self.ledger.applied(self.member, known_us, revisions, view.as_ref());
     }
 
     fn leases(&self, changes: &[LeaseChange]) {
