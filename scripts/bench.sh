@@ -55,9 +55,9 @@ if [ -z "${TENURE_URL:-}" ]; then
     exec scripts/with-node.sh scripts/bench.sh "$seconds"
 fi
 
-# The value of a JSON member, of the first object that has it.
+# The value of a JSON member, of the first object that has it; nothing if none has.
 member() {
-    grep -oE "\"$2\": *[0-9.]+" <<<"$1" | head -n 1 | sed 's/.*: *//'
+    { grep -oE "\"$2\": *[0-9.]+" <<<"$1" || true; } | head -n 1 | sed 's/.*: *//'
 }
 
 row() {
