@@ -92,9 +92,10 @@ impl Net {
             let listener = TcpListener::from_std(door).unwrap();
             while let Ok((stream, from)) = listener.accept().await {
                 let state = Arc::clone(&state);
+                let door = stream.local_addr().map_or(0, |at| at.port());
                 tokio::spawn(async move {
                     let asked = Arc::clone(&state);
-                    let caller = tokio::task::spawn_blocking(move || asked.caller(from.port())).await.unwrap();
+                    let caller = tokio::task::spawn_blocking(move || asked.caller(from.port(), door)).await.unwrap();
                     if let (Some(caller), Ok(onward)) = (caller, TcpStream::connect(target).await) {
                         join(&state, caller, member, stream, onward).await;
                     }
@@ -129,22 +130,25 @@ impl Net {
 impl State {
     /// The member whose process has the socket with this local port. The kernel's table is read in pieces, and while
     /// other sockets come and go a socket can be missed, so it is looked for again.
-    fn caller(&self, port: u16) -> Option<usize> {
+    fn caller(&self, port: u16, door: u16) -> Option<usize> {
         const LOOKS: u32 = 50;
         (0..LOOKS).find_map(|look| {
             if look > 0 {
                 std::thread::sleep(Duration::from_millis(4));
             }
-            self.look_for(port)
+            self.look_for(port, door)
         })
     }
 
-    fn look_for(&self, port: u16) -> Option<usize> {
-        let local = format!("0100007F:{port:04X}");
+    fn look_for(&self, port: u16, door: u16) -> Option<usize> {
+        let at = |port: u16| format!("0100007F:{port:04X}");
+        // A port may be that of several connections, old ones included: it is the one to this door.
+        let (local, remote) = (at(port), at(door));
         let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
         let inode = table.lines().find_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            (fields.get(1) == Some(&local.as_str())).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+            (fields.get(1) == Some(&local.as_str()) && fields.get(2) == Some(&remote.as_str()))
+                .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
         })?;
         let socket = format!("socket:[{inode}]");
         let processes = self.processes.lock().unwrap().clone();
