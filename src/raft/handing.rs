@@ -16,6 +16,8 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::VoteRequest;
 use std::time::Duration;
 
+/// How often one voter is asked to lead.
+const OFFERS: u32 = 3;
 /// How many voters are asked to lead, one after the other, by a member that wants to end.
 const HEIRS_MAX: usize = 2;
 /// How many of the longest election timeouts it may take until a leader is known again.
@@ -49,24 +51,27 @@ impl Link {
         heirs
     }
 
-    /// Asks `heir` to lead, and waits at most `patience` for a sign of it.
+    /// Asks `heir` to lead, and waits at most `patience` for a sign of it. Asks again meanwhile: the request is
+    /// one message, which may be lost, and one that arrives twice is one of a term that has passed.
     pub(super) async fn pass_to(&self, heir: MemberId, patience: Duration) -> Passed {
         let mut server = self.raft.server_metrics();
-        if self.raft.trigger().transfer_leader(heir).await.is_err() {
-            // Raft has ended here: others will lead.
-            return Passed::Taken;
-        }
-        let taken = async {
-            while server.borrow_watched().state == ServerState::Leader {
-                if server.changed().await.is_err() {
-                    return;
-                }
+        for _ in 0..OFFERS {
+            if self.raft.trigger().transfer_leader(heir).await.is_err() {
+                // Raft has ended here: others will lead.
+                return Passed::Taken;
             }
-        };
-        match tokio::time::timeout(patience, taken).await {
-            Ok(()) => Passed::Taken,
-            Err(_) => Passed::NotTaken,
+            let taken = async {
+                while server.borrow_watched().state == ServerState::Leader {
+                    if server.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            if tokio::time::timeout(patience / OFFERS, taken).await.is_ok() {
+                return Passed::Taken;
+            }
         }
+        Passed::NotTaken
     }
 
     /// Ends a transfer to `heir` that was not taken: this member stands for election.

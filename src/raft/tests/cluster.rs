@@ -1,7 +1,8 @@
 //! Three members over an in-memory transport.
 
 use super::*;
-use crate::model::{Outcome as Known, Why};
+use crate::model::{Outcome as Known, Why, codec};
+use crate::raft::network::Call;
 use crate::storage::mutant::Mutant;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct Net {
     members: Mutex<BTreeMap<MemberId, Consensus>>,
     pub(crate) cut: Mutex<BTreeSet<MemberId>>,
+    /// How many of the next offers of the lead get lost.
+    lost_offers: Mutex<usize>,
 }
 
 impl Net {
@@ -25,6 +28,13 @@ impl Net {
             Some(member) if !cut.contains(&from) && !cut.contains(&to) => Ok(member),
             _ => Err(TransportError::Unreachable(format!("no way to {to}"))),
         }
+    }
+
+    fn loses(&self, request: &[u8]) -> bool {
+        let mut lost = self.lost_offers.lock();
+        let is_lost = *lost > 0 && matches!(codec::decode("request", request), Ok(Call::TransferLeader(_)));
+        *lost -= usize::from(is_lost);
+        is_lost
     }
 }
 
@@ -43,7 +53,12 @@ impl Transport for Wire {
         _: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
         let wire = self.clone();
-        Box::pin(async move { wire.net.reach(wire.from, peer.id)?.answer(request).await })
+        Box::pin(async move {
+            if wire.net.loses(&request) {
+                return Err(TransportError::Failed("the connection was reset".to_owned()));
+            }
+            wire.net.reach(wire.from, peer.id)?.answer(request).await
+        })
     }
 
     fn stream(
@@ -305,6 +320,20 @@ async fn a_transfer_that_is_not_taken_is_taken_back() {
     assert!(state.is_leader && state.term > term, "{state:?}");
     cluster.net.cut.lock().clear();
     eventually("whom it was offered follows", || cluster.nodes[&3].get("after").is_some()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_that_was_lost_is_made_again() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    // One message goes to each of the others, of which one is told that it is not meant.
+    *cluster.net.lost_offers.lock() = 2;
+    let moved = first.consensus.change(Change::Lead { to: Some(3) }, LONG).await;
+    assert!(moved.is_ok(), "{moved:?}");
+    assert_eq!(*cluster.net.lost_offers.lock(), 0);
+    assert_eq!(cluster.leader_among(&[3]).await, 3);
     cluster.stop().await;
 }
 
