@@ -1,5 +1,6 @@
 //! What can go wrong, sorted by what the caller can conclude from it.
 
+use crate::net::root_cause;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -111,15 +112,6 @@ impl Error {
     pub(super) fn local(context: impl Into<String>, error: &dyn std::error::Error) -> Self {
         Self::Local { context: context.into(), message: root_cause(error) }
     }
-}
-
-/// The innermost cause says it best: `Connection refused`, not `error sending request`.
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 impl Problem {

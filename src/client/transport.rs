@@ -1,7 +1,7 @@
 //! Sending: one attempt, and the rule by which another endpoint is tried.
 
-use super::error::root_cause;
 use super::{Applied, Body, Credentials, Endpoint, Error, Method, Problem, Request};
+use crate::net::root_cause;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::header::{AUTHORIZATION, HeaderMap};

@@ -4,7 +4,7 @@
 //! trimmed, or on whether the state was restored. Every part is hashed with its kind in front and
 //! lengths before what varies, so that no two parts look alike.
 
-use super::auth::{Token, User};
+use super::auth::{FIRST_REVISION, Token, User};
 use super::root::Lease;
 use crate::model::{LeaseId, LeaseLabel, PasswordHash, Permission, Revision, TokenHash};
 use crate::storage::record::Record;
@@ -169,7 +169,7 @@ pub(crate) fn token(hash: &TokenHash, token: &Token) -> u128 {
 
 /// Nothing for tables that nobody has changed: their states have the hash that they had before there were users.
 pub(crate) fn auth_settings(enabled: bool, revision: i64) -> u128 {
-    if !enabled && revision == 1 {
+    if !enabled && revision == FIRST_REVISION {
         return 0;
     }
     Part::new(Kind::AuthSettings).number(i64::from(enabled)).number(revision).finish()

@@ -11,8 +11,7 @@ use super::root::{Lease, Published, Root};
 use crate::model::event::PrevRef;
 use crate::model::{
     AuthRefusal, Caller, EventPage, Failure, HistoryOp, HistoryPage, KeyRange, KeyValue, LeaseId, LeaseLabel, ListOp,
-    ListPage, LogPosition, Need, PasswordHash, Permission, ROOT, RangeOp, RangeReply, Rejection, Revision,
-    RevisionEvents, TokenHash,
+    ListPage, LogPosition, Need, PasswordHash, Permission, ROOT, RangeOp, RangeReply, Rejection, Revision, TokenHash,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -196,7 +195,8 @@ impl View {
     ///
     /// # Errors
     /// As `events_of`.
-    pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<RevisionEvents>, Failure> {
+    #[cfg(test)]
+    pub fn events(&self, from: Revision, max_records: usize) -> Result<Vec<crate::model::RevisionEvents>, Failure> {
         Ok(self.source().events(from, max_records, &|_| true)?.revisions)
     }
 

@@ -5,10 +5,12 @@
 //! request's head, that stays idle, or that does not take its answer is closed; shutdown first
 //! lets requests finish, then cuts. It must not know routes, or anything else of the product.
 
+mod cause;
 mod connection;
 mod listen;
 mod wire;
 
+pub use cause::root_cause;
 pub use connection::Vanishing;
 pub use listen::{Limits, Listener};
 pub use wire::{Patience, Security, Wire};

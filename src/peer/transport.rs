@@ -10,7 +10,7 @@ use super::hello::{Hello, Identity, Refusal};
 use super::link::{Care, channel, never_sent};
 use crate::env::{Clock, Entropy};
 use crate::model::limits;
-use crate::net::{Patience, Security};
+use crate::net::{Patience, Security, root_cause};
 use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -209,15 +209,9 @@ impl Connections {
     }
 }
 
-/// What a status says, and what it comes from.
+/// What a status says, or what it comes from.
 fn told(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
+    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), root_cause)
 }
 
 impl Transport for PeerTransport {

@@ -34,6 +34,8 @@ mod nemesis;
 #[path = "../support/op.rs"]
 mod op;
 mod proxy;
+#[path = "../support/sockets.rs"]
+mod sockets;
 mod verdict;
 mod witness;
 

@@ -6,6 +6,7 @@
 //! loses them, and then the connection breaks when it ends. What was held, lost or delayed is counted:
 //! a cut through which nothing wanted to go proves nothing.
 
+use super::sockets;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as Bound};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -128,37 +129,16 @@ impl Net {
 }
 
 impl State {
-    /// The member whose process has the socket with this local port. The kernel's table is read in pieces, and while
-    /// other sockets come and go a socket can be missed, so it is looked for again.
+    /// The member whose process has the socket with this local port, towards that door.
     fn caller(&self, port: u16, door: u16) -> Option<usize> {
         const LOOKS: u32 = 50;
         (0..LOOKS).find_map(|look| {
             if look > 0 {
                 std::thread::sleep(Duration::from_millis(4));
             }
-            self.look_for(port, door)
+            let processes = self.processes.lock().unwrap().clone();
+            sockets::owner(port, door, &processes)
         })
-    }
-
-    fn look_for(&self, port: u16, door: u16) -> Option<usize> {
-        let at = |port: u16| format!("0100007F:{port:04X}");
-        // A port may be that of several connections, old ones included: it is the one to this door.
-        let (local, remote) = (at(port), at(door));
-        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-        let inode = table.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            (fields.get(1) == Some(&local.as_str()) && fields.get(2) == Some(&remote.as_str()))
-                .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
-        })?;
-        let socket = format!("socket:[{inode}]");
-        let processes = self.processes.lock().unwrap().clone();
-        let has = |process: u32| {
-            let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
-            files
-                .flatten()
-                .find(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.as_os_str() == socket.as_str()))
-        };
-        (0..processes.len()).find(|member| processes[*member].is_some_and(|process| has(process).is_some()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! A cut link takes bytes no further and keeps its connections open, as a network that drops everything: what
 //! was on its way arrives when the link heals. Who connects is found by the socket's owner in `/proc`.
 
+use super::sockets;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,7 +38,7 @@ impl Links {
             while let Ok((inside, address)) = listener.accept().await {
                 let links = links.clone();
                 tokio::spawn(async move {
-                    let Some(from) = links.owner(address.port()).await else { return };
+                    let Some(from) = links.owner(address.port(), port).await else { return };
                     let Ok(outside) = TcpStream::connect(("127.0.0.1", peer_port)).await else { return };
                     inside.set_nodelay(true).ok();
                     outside.set_nodelay(true).ok();
@@ -98,28 +99,14 @@ impl Links {
         }
     }
 
-    async fn owner(&self, port: u16) -> Option<usize> {
+    async fn owner(&self, port: u16, door: u16) -> Option<usize> {
         for _ in 0..LOOKS_FOR_OWNER {
             let pids = self.0.pids.lock().unwrap().clone();
-            let inode = socket_of(port)?;
-            if let Some(member) = pids.iter().position(|pid| pid.is_some_and(|pid| owns(pid, &inode))) {
+            if let Some(member) = sockets::owner(port, door, &pids) {
                 return Some(member);
             }
             tokio::time::sleep(LOOK).await;
         }
         None
     }
-}
-
-/// How `/proc/<pid>/fd` shows the socket with this local port.
-fn socket_of(port: u16) -> Option<String> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let ours = format!("0100007F:{port:04X}");
-    let line = table.lines().find(|line| line.split_whitespace().nth(1) == Some(ours.as_str()))?;
-    Some(format!("socket:[{}]", line.split_whitespace().nth(9)?))
-}
-
-fn owns(pid: u32, socket: &str) -> bool {
-    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    open.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == socket))
 }

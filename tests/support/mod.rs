@@ -3,6 +3,7 @@
 pub(crate) mod grpc;
 pub(crate) mod links;
 pub(crate) mod members;
+mod sockets;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

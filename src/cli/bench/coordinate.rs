@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The bystanders write this often each.
 const BYSTANDER_EVERY: Duration = Duration::from_millis(10);
 const GONE_MAX: Duration = Duration::from_secs(120);
+/// Keys that a history to be replayed is of.
+pub(super) const REPLAY_KEYS: u64 = 1000;
 
 /// One figure of a report, in the order of the columns.
 #[derive(Debug, Serialize)]
@@ -351,7 +353,7 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
         async move {
             let mut wire = Line::open(&endpoint, credentials).await?;
             while next.fetch_add(1, Ordering::Relaxed) < args.revisions {
-                let at = next.load(Ordering::Relaxed) % 1000;
+                let at = next.load(Ordering::Relaxed) % REPLAY_KEYS;
                 must(&mut wire, "PUT", &format!("/v1/kv/{prefix}{at}"), value).await?;
             }
             Ok::<_, io::Error>(())

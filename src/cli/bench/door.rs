@@ -5,7 +5,7 @@ use super::keys::Keyspace;
 use super::request::Requests;
 use super::wire::Wire;
 use crate::cli::args::BenchLoad;
-use crate::client::etcd::{Etcd, EtcdError, Login, Span, Write};
+use crate::client::etcd::{Etcd, EtcdError, Login, Span, Write, range_end};
 use crate::client::{Credentials, Endpoint};
 use crate::model::KeyRange;
 use bytes::Bytes;
@@ -173,8 +173,7 @@ async fn call(etcd: &Etcd, keys: &Keyspace, value: &Bytes, ask: Ask<'_>) -> Resu
         }
         Ask::Count { stale } => {
             let KeyRange { start, end } = keys.range();
-            let end = end.unwrap_or_else(|| Bytes::from_static(b"\0"));
-            (Span { key: start, end, serializable: stale, count_only: true, ..Span::default() }, 0)
+            (Span { key: start, end: range_end(end), serializable: stale, count_only: true, ..Span::default() }, 0)
         }
     };
     let found = etcd.read(span).await?;

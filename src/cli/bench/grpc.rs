@@ -1,12 +1,12 @@
 //! `bench lock`, `lease` and `replay` through etcd's gRPC: the same runs as over REST, of a member or of an etcd.
 
-use super::coordinate::{Tally, lost};
+use super::coordinate::{REPLAY_KEYS, Tally, lost};
 use super::cost;
 use super::door;
 use crate::cli::args::{BenchLease, BenchLock, BenchReplay};
 use crate::cli::exit::{CliError, UNAVAILABLE};
 use crate::cli::session::Session;
-use crate::client::etcd::{Etcd, EtcdError, Renewals, Span};
+use crate::client::etcd::{Etcd, EtcdError, Renewals, Span, range_end};
 use crate::env::{Clock as _, Entropy as _, SystemEntropy};
 use crate::model::KeyRange;
 use bytes::Bytes;
@@ -15,8 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const LEASE_TTL_S: i64 = 600;
-/// Keys that a history to be replayed is of.
-const REPLAY_KEYS: u64 = 1000;
 
 fn failed(error: &EtcdError) -> CliError {
     CliError::Failed { message: error.to_string(), hint: None, code: UNAVAILABLE }
@@ -132,7 +130,7 @@ pub(super) async fn replay(args: &BenchReplay, session: &mut Session) -> Result<
     let before = cost::sample(&session.client).await;
     let began = tally.clock.monotonic();
     let KeyRange { start, end } = KeyRange::prefix(prefix);
-    let watched = connections[0].watch_range((start, end.unwrap_or_default()), stood + 1).await;
+    let watched = connections[0].watch_range((start, range_end(end)), stood + 1).await;
     let mut watched = watched.map_err(|error| failed(&error))?;
     let mut seen = 0;
     while seen < args.revisions {

@@ -4,6 +4,7 @@
 
 use super::door::Ask;
 use super::keys::Keyspace;
+use crate::client::etcd::range_end;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use std::io::Write as _;
@@ -121,7 +122,7 @@ impl Requests {
             self.body.clear();
             let range = self.keys.range();
             let key = BASE64_STANDARD.encode(&range.start);
-            let end = BASE64_STANDARD.encode(range.end.as_deref().unwrap_or(b"\0"));
+            let end = BASE64_STANDARD.encode(range_end(range.end));
             let serializable = if stale { ",\"serializable\":true" } else { "" };
             write!(self.body, "{{\"key\":\"{key}\",\"rangeEnd\":\"{end}\",\"countOnly\":true{serializable}}}").ok();
             return self.post(request, "/v3/kv/range");

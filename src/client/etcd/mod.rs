@@ -24,6 +24,7 @@ pub use load::{Counted, Renewals, Span, Watches};
 pub use login::Login;
 
 use super::Endpoint;
+use crate::net::root_cause;
 use bytes::Bytes;
 use futures_util::stream;
 use login::Signed;
@@ -44,6 +45,12 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const WINDOW: u32 = 8 << 20;
 /// The whole range of keys, as etcd's clients write it.
 const ALL: &[u8] = b"\0";
+
+/// A range's end as it is written there, where an empty one means a single key.
+#[must_use]
+pub fn range_end(end: Option<Bytes>) -> Bytes {
+    end.unwrap_or(Bytes::from_static(ALL))
+}
 
 #[derive(Debug, Clone, Error)]
 pub enum EtcdError {
@@ -149,7 +156,7 @@ impl Etcd {
     async fn dial(endpoint: &Endpoint) -> Result<Channel, EtcdError> {
         let unavailable = |error: tonic::transport::Error| EtcdError::Unavailable {
             endpoint: endpoint.to_string(),
-            message: super::error::root_cause(&error),
+            message: root_cause(&error),
         };
         let dialled = tonic::transport::Endpoint::from_shared(endpoint.base().to_owned()).map_err(unavailable)?;
         // Many large answers may be under way at once: none of them shall wait for another's window.
@@ -234,8 +241,14 @@ impl Etcd {
         limit: i64,
         keys_only: bool,
     ) -> Result<Page, EtcdError> {
-        let range_end = end.unwrap_or_else(|| Bytes::from_static(ALL));
-        let request = etcd::RangeRequest { key: start, range_end, limit, revision, keys_only, ..Default::default() };
+        let request = etcd::RangeRequest {
+            key: start,
+            range_end: range_end(end),
+            limit,
+            revision,
+            keys_only,
+            ..Default::default()
+        };
         let answer = self.answered(client!(self, kv_client::KvClient).range(request)).await?;
         Ok(Page {
             kvs: answer.kvs,

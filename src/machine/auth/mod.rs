@@ -19,7 +19,7 @@ use ranges::{covered, merged};
 use std::sync::Arc;
 
 /// The revision of the tables before anything was changed.
-const FIRST_REVISION: i64 = 1;
+pub(super) const FIRST_REVISION: i64 = 1;
 /// Tokens that have run out and that one issue removes: more than one, so that the table shrinks.
 const EXPIRED_PER_ISSUE: usize = 16;
 
@@ -303,8 +303,8 @@ impl AuthState {
         if let Some(old) = self.roles.remove(name) {
             sum.remove(hash::role(name, &old.permissions));
         }
-        let holders: Vec<_> = self.users.iter().filter(|(_, user)| user.position(name).is_ok()).collect();
-        let holders: Vec<_> = holders.into_iter().map(|(holder, user)| (holder.clone(), User::clone(user))).collect();
+        let holders = self.users.iter().filter(|(_, user)| user.position(name).is_ok());
+        let holders: Vec<_> = holders.map(|(holder, user)| (holder.clone(), User::clone(user))).collect();
         for (holder, mut user) in holders {
             user.roles.retain(|role| **role != *name);
             self.put_user(holder, user, sum);

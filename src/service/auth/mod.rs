@@ -419,10 +419,7 @@ impl Service {
     }
 
     fn new_token(&self) -> Token {
-        let mut secret = [0; 32];
-        for part in secret.chunks_mut(8) {
-            part.copy_from_slice(&self.inner.parts.entropy.next_u64().to_le_bytes());
-        }
+        let secret: [u8; 32] = password::random(&*self.inner.parts.entropy);
         Token(URL_SAFE_NO_PAD.encode(secret))
     }
 }

@@ -1,8 +1,8 @@
 //! Passwords: hashed and compared on the blocking pool, a bounded number at once and waiting.
 //!
-//! Invariants: no user's password takes all places; it takes as long for a user that does not exist; a password that was found right is
-//! remembered only as a keyed hash together with the stored hash it fits, so that a changed password is
-//! never taken for the former one; nothing here shows or keeps a password.
+//! Invariants: no user's password takes all places; it takes as long for a user that does not exist; a
+//! password that was found right is remembered only as a keyed hash together with the stored hash it fits,
+//! so that a changed password is never taken for the former one; nothing here shows or keeps a password.
 
 use crate::env::{Clock, Entropy, TaskSet};
 use crate::model::{Failure, PasswordHash, Rejection, Why, limits};
@@ -70,7 +70,7 @@ impl Drop for Place {
     }
 }
 
-fn random<const N: usize>(entropy: &dyn Entropy) -> [u8; N] {
+pub(super) fn random<const N: usize>(entropy: &dyn Entropy) -> [u8; N] {
     let mut bytes = [0; N];
     for part in bytes.chunks_mut(8) {
         part.copy_from_slice(&entropy.next_u64().to_le_bytes()[..part.len()]);
