@@ -264,8 +264,11 @@ impl Snapshots {
                 drop(tokio::time::timeout(ASK_AGAIN, newest.changed()).await);
             }
         };
+        // None is written from the end on.
+        let written = self.tasks.stopping().run_until_cancelled(written);
         match tokio::time::timeout(timeout, written).await {
-            Ok(result) => result,
+            Ok(Some(result)) => result,
+            Ok(None) => Err(Failure::not_proposed(Why::ShuttingDown)),
             Err(_) => Err(Failure::not_proposed(Why::Timeout)),
         }
     }
@@ -306,14 +309,25 @@ impl Snapshots {
         Some(Snapshot { meta: local.meta, snapshot: Stored::Local { stored: local.stored, snapshots: self.clone() } })
     }
 
-    fn write(&self, image: &Image, meta: SnapshotMeta) -> Result<SnapshotSummary, Fault> {
+    /// `None`: the member is shutting down, which must not wait for a large file. The log has it all.
+    fn write(&self, image: &Image, meta: SnapshotMeta) -> Result<Option<SnapshotSummary>, Fault> {
         let begun = self.clock.monotonic();
+        let stopping = self.tasks.stopping();
         let mut writer = self.store.begin(meta)?;
-        image.write_to(&mut |bytes| writer.write_block(bytes))?;
+        let written = image.write_to(&mut |bytes| {
+            if stopping.is_cancelled() {
+                return Err(Fault::Invariant("a snapshot was written on after the end".into()));
+            }
+            writer.write_block(bytes)
+        });
+        if stopping.is_cancelled() {
+            return Ok(None);
+        }
+        written?;
         let stored = writer.finish()?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.snapshot_build.observe(took.as_secs_f64());
-        Ok(stored)
+        Ok(Some(stored))
     }
 
     /// What a received file says of itself is what was announced, and of this cluster.
@@ -406,7 +420,8 @@ impl Builder {
         }
         let snapshots = self.snapshots.clone();
         match self.snapshots.blocking(move || snapshots.write(&image, stored)).await {
-            Ok(stored) => self.snapshots.published(Local { meta, stored }),
+            Ok(Some(stored)) => self.snapshots.published(Local { meta, stored }),
+            Ok(None) => {}
             Err(fault) => {
                 // The log is still whole: nothing is lost, and the next attempt comes when it has
                 // grown a little more. For openraft, the snapshot there is remains the newest.

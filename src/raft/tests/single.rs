@@ -4,6 +4,7 @@ use super::*;
 use crate::model::{Outcome as Known, Why};
 use crate::storage::disk::Disk;
 use crate::storage::simdisk::Survivors;
+use openraft::RaftSnapshotBuilder;
 use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,8 +157,10 @@ async fn a_growing_log_brings_snapshots_by_itself() {
     node.stop().await;
 }
 
+const SNAPSHOTS: &str = "/data/snapshot";
+
 fn damage_newest(disk: &SimDisk) {
-    let dir = Path::new("/data/snapshot");
+    let dir = Path::new(SNAPSHOTS);
     let name = disk.list(dir).unwrap().into_iter().rfind(|name| name.ends_with(".snap")).unwrap();
     let file = disk.open(&dir.join(name)).unwrap();
     let middle = file.len().unwrap() / 2;
@@ -208,7 +211,7 @@ async fn with_both_snapshots_damaged_it_refuses_to_start() {
     eventually("the log is purged", || node.consensus.state().purged == Some(first)).await;
     node.stop().await;
     damage_newest(&disk);
-    let dir = Path::new("/data/snapshot");
+    let dir = Path::new(SNAPSHOTS);
     let names = disk.list(dir).unwrap();
     disk.remove(&dir.join(&names[0])).unwrap();
     let refused = Node::start(&disk, options()).await.err().unwrap();
@@ -254,6 +257,25 @@ async fn a_snapshot_that_cannot_be_written_costs_only_a_warning() {
     disk.set_capacity(None);
     snapshot(&node).await;
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_does_not_wait_for_a_snapshot() {
+    let disk = SimDisk::new();
+    let node = Node::bootstrap(&disk).await;
+    fill(&node, 0, 10).await;
+    snapshot(&node).await;
+    let before = disk.list(Path::new(SNAPSHOTS)).unwrap();
+    fill(&node, 10, 20).await;
+    node.tasks.stopping().cancel();
+    let (snapshots, applier) = (node.consensus.snapshots(), &node.consensus.link().applier);
+    let under_way = snapshots.builder(applier).unwrap().build_snapshot().await;
+    assert!(under_way.is_ok(), "an error would end Raft: {under_way:?}");
+    let asked_for = node.consensus.trigger_snapshot(LONG).await;
+    let refused = matches!(asked_for, Err(Failure::Unavailable { why: Why::ShuttingDown, .. }));
+    assert!(refused, "{asked_for:?}");
+    node.stop().await;
+    assert_eq!(disk.list(Path::new(SNAPSHOTS)).unwrap(), before, "nothing more, and nothing half-written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
