@@ -88,10 +88,10 @@ metric() {
     awk -v name="$1" '$1 == name { print $2; exit }' "$2"
 }
 
-# The longest flush of the log between two scrapes, rounded up to its bucket, in milliseconds.
-longest_fsync_ms() {
-    awk -v before="$1" '
-        /^tenure_wal_fsync_duration_seconds_bucket/ {
+# The longest time of a histogram between two scrapes, rounded up to its bucket, in milliseconds.
+longest_ms() {
+    awk -v name="tenure_$1_duration_seconds_bucket{" -v before="$2" '
+        index($0, name) == 1 {
             split($1, part, "\"")
             if (FILENAME == before) { old[part[2]] = $2; next }
             grown = $2 - old[part[2]]
@@ -99,7 +99,7 @@ longest_fsync_ms() {
             below = grown
         }
         END { print top == "" ? 0 : top == "+Inf" ? 10000 : top * 1000 }
-    ' "$1" "$2"
+    ' "$2" "$3"
 }
 
 # Runs the load generator; its report is in $report. What it says of itself is kept for a failure.
@@ -153,14 +153,17 @@ flood() {
         metrics >"$work/after"
         awk -v size="$size" -v connections="$connections" -v operations="$operations" \
             -v done="$(member "$report" operations)" -v rate="$(member "$report" ops_per_s)" \
-            -v max="$(member "$report" max)" -v fsync="$(longest_fsync_ms "$work/before" "$work/after")" \
+            -v max="$(member "$report" max)" -v fsync="$(longest_ms wal_fsync "$work/before" "$work/after")" \
             -v rss="$(metric process_resident_memory_bytes "$work/after")" \
             'BEGIN { print size, connections, operations, done, rate, max / 1000, fsync, rss / 1048576 }' >>"$work/steps"
         steps=$((steps + 1))
-        mv "$work/after" "$work/before"
         local slowest
         slowest=$(tail -n 1 "$work/steps" | awk -v limit="$FLOOD_MS" '$6 > limit { print $6 " ms, fsync <= " $7 " ms" }')
-        [ -z "$slowest" ] || violation "$connections connections, $operations operations each: a request took $slowest"
+        [ -z "$slowest" ] ||
+            violation "$connections connections, $operations operations each: a request took $slowest, apply <= $(
+                longest_ms apply "$work/before" "$work/after") ms, engine write <= $(
+                longest_ms engine_commit "$work/before" "$work/after") ms"
+        mv "$work/after" "$work/before"
         if [ $((SECONDS - said)) -ge 30 ]; then
             said=$SECONDS
             echo "flood: $steps steps, $((end - SECONDS)) s left" >&2
@@ -204,7 +207,7 @@ churn() {
         row=$(awk -v time="$((SECONDS - begun))" -v done="$done" -v rate="$(member "$report" ops_per_s)" -v state="${state:-0}" \
             -v logical="$(metric tenure_store_logical_bytes "$work/after")" -v max="$(member "$report" max)" \
             -v rss="$(metric process_resident_memory_bytes "$work/after")" \
-            -v fsync="$(longest_fsync_ms "$work/before" "$work/after")" -v warm="$WARM_UP_S" \
+            -v fsync="$(longest_ms wal_fsync "$work/before" "$work/after")" -v warm="$WARM_UP_S" \
             -v factor_max="$CHURN_FACTOR" -v floor="$CHURN_FLOOR_MIB" -v beyond_max="$CHURN_MS" 'BEGIN {
                 factor = logical > 0 ? state / logical : 0
                 beyond = max / 1000 - 2 * fsync; if (beyond < 0) beyond = 0
