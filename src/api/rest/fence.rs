@@ -1,6 +1,6 @@
 //! `Tenure-Fence: name=token`: the claims that a write demands, to be checked where it is applied.
 
-use super::query::percent_decode;
+use super::query::{REVISION_MAX, percent_decode};
 use crate::api::call::Call;
 use crate::api::problem::Problem;
 use crate::api::routes::Operation;
@@ -55,8 +55,8 @@ fn malformed(why: &str) -> Problem {
 
 fn parse(text: &str) -> Result<Fence, Problem> {
     let (name, token) = text.rsplit_once('=').ok_or_else(|| malformed("there is no `=`"))?;
-    let token =
-        token.parse().ok().filter(|token| *token > 0).ok_or_else(|| malformed("the token is not a revision"))?;
+    let token = token.parse().ok().filter(|token| (1..=REVISION_MAX).contains(token));
+    let token = token.ok_or_else(|| malformed("the token is not a revision"))?;
     let kinds = [("lock:", ClaimKind::Lock), ("sem:", ClaimKind::Semaphore), ("election:", ClaimKind::Election)];
     let named = kinds.iter().find_map(|(prefix, kind)| Some((*kind, name.strip_prefix(prefix)?)));
     let (kind, name) = named.unwrap_or((ClaimKind::Lock, name));
@@ -90,7 +90,19 @@ mod tests {
         for (text, kind, name, token) in table {
             assert_eq!(parse(text).unwrap(), Fence { of: ClaimName::new(kind, name), token }, "{text}");
         }
-        for text in ["", "deploy", "deploy=", "deploy=x", "deploy=0", "deploy=-1", "=5", "sem:=5", "a%zz=5", "%00=5"] {
+        for text in [
+            "",
+            "deploy",
+            "deploy=",
+            "deploy=x",
+            "deploy=0",
+            "deploy=-1",
+            "deploy=9007199254740992",
+            "=5",
+            "sem:=5",
+            "a%zz=5",
+            "%00=5",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -13,7 +13,7 @@ pub(crate) struct Names {
 }
 
 /// Revisions stay below 2^53, so that JSON readers keep them exact.
-const REVISION_MAX: Revision = (1 << 53) - 1;
+pub(super) const REVISION_MAX: Revision = (1 << 53) - 1;
 
 #[derive(Debug, Default)]
 pub(crate) struct Query {
