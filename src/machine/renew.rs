@@ -10,9 +10,6 @@ use super::writer::Machine;
 use crate::model::{Batch, Caller, Command, DeleteReason, Fault, LogPosition, Proposal, Reply, Revision, limits};
 use bytes::Bytes;
 
-/// From here on JSON readers would lose digits.
-const REVISION_END: Revision = 1 << 53;
-
 impl Machine {
     /// Ends what must not outlive its history, then stands at `at` in a log of `membership`, with a
     /// revision raised by `bump`, which it answers. Before anything was applied to this machine.
@@ -26,7 +23,7 @@ impl Machine {
             root.idempotency.expire(u64::MAX, &mut root.sum);
         }
         root.auth.drop_tokens(&mut root.sum);
-        let revision = root.numbers.revision.checked_add(bump).filter(|revision| *revision < REVISION_END);
+        let revision = root.numbers.revision.checked_add(bump).filter(|revision| *revision <= limits::REVISION_MAX);
         let revision = revision.ok_or_else(|| Fault::Invariant("the revision cannot be raised any further".into()))?;
         root.numbers.revision = revision;
         root.numbers.compacted = revision;

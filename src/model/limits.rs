@@ -1,5 +1,7 @@
 //! Every bound in one place: what it limits and what happens at it.
 
+/// Revisions stay below 2^53, so that JSON readers keep them exact; a later one in a request is refused.
+pub const REVISION_MAX: i64 = (1 << 53) - 1;
 /// A key's length in bytes over REST; longer is refused (`key-too-long`).
 pub const KEY_BYTES_MAX: usize = 4096;
 /// A request body (etcd's default); longer is refused (`too-large`).

@@ -1,11 +1,11 @@
 //! `Tenure-Fence: name=token`: the claims that a write demands, to be checked where it is applied.
 
-use super::query::{REVISION_MAX, percent_decode};
+use super::query::percent_decode;
 use crate::api::call::Call;
 use crate::api::problem::Problem;
 use crate::api::routes::Operation;
-use crate::model::limits::{FENCES_MAX, NAME_BYTES_MAX};
-use crate::model::{ClaimKind, ClaimName, Fence};
+use crate::model::limits::{FENCES_MAX, NAME_BYTES_MAX, REVISION_MAX};
+use crate::model::{ClaimKind, ClaimName, Fence, Revision};
 
 pub(crate) const TENURE_FENCE: &str = "tenure-fence";
 
@@ -55,7 +55,7 @@ fn malformed(why: &str) -> Problem {
 
 fn parse(text: &str) -> Result<Fence, Problem> {
     let (name, token) = text.rsplit_once('=').ok_or_else(|| malformed("there is no `=`"))?;
-    let token = token.parse().ok().filter(|token| (1..=REVISION_MAX).contains(token));
+    let token = token.parse().ok().filter(|token| is_token(*token));
     let token = token.ok_or_else(|| malformed("the token is not a revision"))?;
     let kinds = [("lock:", ClaimKind::Lock), ("sem:", ClaimKind::Semaphore), ("election:", ClaimKind::Election)];
     let named = kinds.iter().find_map(|(prefix, kind)| Some((*kind, name.strip_prefix(prefix)?)));
@@ -63,6 +63,11 @@ fn parse(text: &str) -> Result<Fence, Problem> {
     let name = percent_decode(name).and_then(|bytes| String::from_utf8(bytes).ok());
     let name = name.ok_or_else(|| malformed("the name is not percent-encoded UTF-8"))?;
     Ok(Fence { of: ClaimName::new(kind, checked_name(TENURE_FENCE, name)?), token })
+}
+
+/// A claim's token is the revision that began it.
+pub(super) fn is_token(token: Revision) -> bool {
+    (1..=REVISION_MAX).contains(&token)
 }
 
 /// A name of a lock, semaphore or election.

@@ -3,6 +3,7 @@
 
 use crate::api::problem::Problem;
 use crate::model::Revision;
+use crate::model::limits::REVISION_MAX;
 use std::time::Duration;
 
 /// The names of one operation. `later` are of the contract, but not of this version.
@@ -11,9 +12,6 @@ pub(crate) struct Names {
     pub(crate) allowed: &'static [&'static [&'static str]],
     pub(crate) later: &'static [&'static str],
 }
-
-/// Revisions stay below 2^53, so that JSON readers keep them exact.
-pub(super) const REVISION_MAX: Revision = (1 << 53) - 1;
 
 #[derive(Debug, Default)]
 pub(crate) struct Query {

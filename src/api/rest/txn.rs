@@ -1,12 +1,12 @@
 //! `POST /v1/txn`: compares and operations of the JSON form, and their results.
 
 use super::dto::{self, Values};
-use super::fence::checked_name;
+use super::fence::{checked_name, is_token};
 use super::fields::{Fields, parse_body};
 use super::idempotency;
 use super::kv::foreign;
 use super::media::{EXPECTED, is_media_type};
-use super::query::{Names, REVISION_MAX, unknown};
+use super::query::{Names, unknown};
 use super::ttl::{NewId, choice_by_fields, key_expires_at, lease_id};
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::json::{Node, Value, Writer};
@@ -171,7 +171,7 @@ fn holder(fields: &mut Fields<'_>) -> Result<Option<Fence>, Problem> {
     for (member, kind) in kinds {
         if let Some(name) = fields.text(member)? {
             let name = checked_name(&fields.path(member), name.into_owned())?;
-            let token = fields.int("token")?.filter(|token| (1..=REVISION_MAX).contains(token));
+            let token = fields.int("token")?.filter(|token| is_token(*token));
             let token = token.ok_or_else(|| fields.wrong("token", "there as a fencing token"))?;
             return Ok(Some(Fence { of: ClaimName::new(kind, name), token }));
         }

@@ -13,8 +13,8 @@ use super::query::{Names, Query, choose};
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::problem::Problem;
 use crate::model::limits::{
-    BOOKMARK_DEFAULT_MS, BOOKMARK_MAX_MS, BOOKMARK_MIN_MS, TIMEOUT_DEFAULT_MS, WAIT_MAX_MS, WATCH_POLL_EVENTS_DEFAULT,
-    WATCH_POLL_EVENTS_MAX, WATCH_TARGETS_MAX,
+    BOOKMARK_DEFAULT_MS, BOOKMARK_MAX_MS, BOOKMARK_MIN_MS, REVISION_MAX, TIMEOUT_DEFAULT_MS, WAIT_MAX_MS,
+    WATCH_POLL_EVENTS_DEFAULT, WATCH_POLL_EVENTS_MAX, WATCH_TARGETS_MAX,
 };
 use crate::model::{KeyRange, Revision};
 use crate::service::{Context, Kinds, OnCompacted, WatchRequest, WatchStart};
@@ -133,7 +133,7 @@ pub(super) fn seen_last(call: &Call) -> Result<Option<Revision>, Problem> {
 }
 
 fn last_event_id(id: &str) -> Result<Revision, Problem> {
-    let revision = id.parse().ok().filter(|revision| (0..1 << 53).contains(revision) && !id.starts_with('+'));
+    let revision = id.parse().ok().filter(|revision| (0..=REVISION_MAX).contains(revision) && !id.starts_with('+'));
     revision.ok_or_else(|| Problem::parameter(LAST_EVENT_ID, "`Last-Event-ID` is not a revision that a watch gave"))
 }
 
