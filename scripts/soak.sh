@@ -102,6 +102,11 @@ longest_ms() {
     ' "$2" "$3"
 }
 
+# What the host of a virtual machine has taken of its processors since the start, in milliseconds.
+stolen_ms() {
+    awk -v tick="$(getconf CLK_TCK)" '$1 == "cpu" { print int($9 * 1000 / tick) }' /proc/stat
+}
+
 # Runs the load generator; its report is in $report. What it says of itself is kept for a failure.
 load() {
     local code=0
@@ -138,7 +143,7 @@ shape() {
 }
 
 flood() {
-    local end=$((SECONDS + minutes * 60)) turn=0 steps=0 said=$SECONDS size connections operations
+    local end=$((SECONDS + minutes * 60)) turn=0 steps=0 said=$SECONDS size connections operations stolen
     echo "flood: $(host), $minutes min"
     metrics >"$work/before"
     while [ "$SECONDS" -lt "$end" ]; do
@@ -149,7 +154,9 @@ flood() {
         # More connections than that are no larger batches, only a longer queue.
         if [ "$connections" -gt 512 ]; then operations=$(((size + 511) / 512)) connections=512; fi
         turn=$((turn + 1))
+        stolen=$(stolen_ms)
         load --connections "$connections" --txn "$operations" --duration "${step}s" --key-space 100000 --seed "$turn" || break
+        stolen=$(($(stolen_ms) - stolen))
         metrics >"$work/after"
         awk -v size="$size" -v connections="$connections" -v operations="$operations" \
             -v done="$(member "$report" operations)" -v rate="$(member "$report" ops_per_s)" \
@@ -162,7 +169,7 @@ flood() {
         [ -z "$slowest" ] ||
             violation "$connections connections, $operations operations each: a request took $slowest, apply <= $(
                 longest_ms apply "$work/before" "$work/after") ms, engine write <= $(
-                longest_ms engine_commit "$work/before" "$work/after") ms"
+                longest_ms engine_commit "$work/before" "$work/after") ms, stolen $stolen ms"
         mv "$work/after" "$work/before"
         if [ $((SECONDS - said)) -ge 30 ]; then
             said=$SECONDS

@@ -36,6 +36,7 @@ pub use apply::{Applied, LeaseChange, Outcome};
 pub use authority::{Authorized, Request};
 pub use image::Image;
 pub use root::AUTH_FEATURE_LEVEL;
+pub use trim::TrimStep;
 pub use validate::validate;
 pub use view::{Credentials, LeaseInfo, Reader, Stats, TokenInfo, View};
 pub use writer::{Machine, Options};

@@ -159,13 +159,15 @@ impl Published {
         self.newest.load_full()
     }
 
-    pub(crate) fn publish(&self, root: Root) {
+    /// Answers the root that was the newest.
+    pub(crate) fn publish(&self, root: Root) -> Arc<Root> {
         let old = self.newest.swap(Arc::new(root));
         let mut lingering = self.lingering.lock();
         lingering.retain(|root| root.strong_count() > 0);
         if Arc::strong_count(&old) > 1 {
             lingering.push(Arc::downgrade(&old));
         }
+        old
     }
 
     /// How far the index of the least trimmed root that can be read from has been trimmed. Roots

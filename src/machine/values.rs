@@ -12,7 +12,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// What a superseded key in memory takes beside its name and value.
 const FORMER_OVERHEAD_BYTES: u64 = 256;
@@ -38,12 +38,23 @@ pub(crate) struct Values {
     /// What the slots of the newest index hold.
     held: AtomicU64,
     former: Cache<(Revision, u32), Arc<KeyRecord>, ByBytes>,
+    /// Revisions up to here have been through the block store's trim.
+    trimmed: AtomicI64,
 }
 
 impl Values {
     pub(crate) fn new(store: Arc<BlockStore>, budget: u64) -> Self {
         let former = usize::try_from(FORMER_BYTES_MAX / (2 * FORMER_OVERHEAD_BYTES)).unwrap_or(usize::MAX);
-        Self { store, budget, held: AtomicU64::new(0), former: Cache::with_weighter(former, FORMER_BYTES_MAX, ByBytes) }
+        let former = Cache::with_weighter(former, FORMER_BYTES_MAX, ByBytes);
+        Self { store, budget, held: AtomicU64::new(0), former, trimmed: AtomicI64::new(0) }
+    }
+
+    pub(crate) fn trimmed(&self) -> Revision {
+        self.trimmed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_trimmed(&self, upto: Revision) {
+        self.trimmed.store(upto, Ordering::Relaxed);
     }
 
     /// The key is in the newest index from now on.

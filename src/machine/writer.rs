@@ -1,6 +1,7 @@
 //! The single writer: owns the working state, publishes it after every batch.
 
 use super::apply::{Applied, LeaseChange, Outcome};
+use super::index::Place;
 use super::root::{Published, Root};
 use super::values::{Hand, Values};
 use super::view::Reader;
@@ -44,8 +45,8 @@ pub struct Machine {
     pub(super) term: u64,
     pub(super) hand: Hand,
     pub(super) content_types: ContentTypes,
-    /// Revisions up to here have been through the block store's trim.
-    pub(super) store_trimmed: crate::model::Revision,
+    /// Versions that left the index when their keys were written, of which the block store is yet to be told.
+    pub(super) outlived: Vec<Place>,
 }
 
 impl fmt::Debug for Machine {
@@ -63,6 +64,7 @@ impl Machine {
     }
 
     pub(super) fn from_root(root: Root) -> Self {
+        root.values.set_trimmed(root.trimmed);
         Self {
             published: Arc::new(Published::new(root.clone())),
             values: root.values.clone(),
@@ -71,7 +73,7 @@ impl Machine {
             term: 0,
             hand: Hand::default(),
             content_types: ContentTypes::default(),
-            store_trimmed: root.trimmed,
+            outlived: Vec::new(),
             root,
         }
     }

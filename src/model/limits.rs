@@ -74,7 +74,8 @@ pub const SNAPSHOT_META_BYTES_MAX: usize = 1 << 20;
 /// How long an engine call may take before the process ends.
 pub const ENGINE_WATCHDOG_S: u64 = 10;
 /// The cache of each of the engines under history, of which there are sixteen or so at most. Beside it an
-/// engine keeps what it took in until it is full, and the pages of its last 256 reads.
+/// engine keeps what it took in until it is full, and the pages of what was read last: once that is more
+/// than the cache, the thread that writes has it let go; once it is four times as much, the reader does.
 pub const ENGINE_CACHE_BYTES: u64 = 4 << 20;
 /// Idempotency records: kept this long in log time, this many, with answers up to this size.
 pub const IDEMPOTENCY_KEPT_MS: u64 = 600_000;
@@ -188,3 +189,6 @@ pub const AUTH_PASSWORD_BYTES_MAX: usize = 1_024;
 /// long; older ones are hashed again.
 pub const AUTH_REMEMBERED_MAX: usize = 1_024;
 pub const AUTH_REMEMBERED_S: u64 = 60;
+/// Versions that compaction released and a write took out of the index, until the block store is told; beyond
+/// that they wait for the trimmer. 24 bytes each.
+pub const OUTLIVED_MAX: usize = 1 << 20;

@@ -14,8 +14,12 @@ pub trait Engine: Debug + Send + Sync + 'static {
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault>;
     /// Bytes of the engine's files.
     fn disk_bytes(&self) -> Result<u64, Fault>;
-    /// Frees what it keeps in memory, as far as it can: nothing more will be put in.
+    /// Frees what it keeps in memory, as far as it can. It may take a while: not for who must not wait.
     fn let_go(&self) -> Result<(), Fault> {
         Ok(())
+    }
+    /// Whether so much was read since that this is due.
+    fn is_crowded(&self) -> bool {
+        false
     }
 }

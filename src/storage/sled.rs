@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A file fills up in steps of a segment, and keeps segments that are at least half full: with this size it
 /// takes about 1.8 times its content from 24 MiB on (with 8 MiB, three times at first). A quarter of it is
@@ -26,14 +26,15 @@ static OPENED: AtomicU64 = AtomicU64::new(1);
 const DECOY_KEYS: u16 = 8 * 288;
 const DECOY_STEP: usize = 8;
 const DECOY_ROUNDS: usize = 64;
-/// So many reads may have brought in as many pages.
-const READS_KEPT: u32 = 256;
+/// Who reads lets go himself once so many times the cache was read: the writer's thread is far behind.
+const CACHES_READ_MAX: u64 = 4;
 
 #[derive(Debug)]
 pub struct SledEngine {
     db: ::sled::Db,
     decoys: OnceLock<::sled::Tree>,
-    reads: AtomicU32,
+    /// Bytes read since it was last let go.
+    read: AtomicU64,
     /// Dropped after `db`.
     _files: Files,
 }
@@ -70,7 +71,7 @@ impl SledEngine {
             .flush_every_ms(None)
             .open()
             .map_err(|error| fault("open the engine", &error))?;
-        Ok(Self { db, decoys: OnceLock::new(), reads: AtomicU32::new(0), _files: Files(path) })
+        Ok(Self { db, decoys: OnceLock::new(), read: AtomicU64::new(0), _files: Files(path) })
     }
 }
 
@@ -119,7 +120,8 @@ fn bytes(value: ::sled::IVec) -> Bytes {
 impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let found = self.db.get(key).map_err(|error| fault("read from the engine", &error))?;
-        if self.reads.fetch_add(1, Ordering::Relaxed) % READS_KEPT == READS_KEPT - 1 {
+        let length = found.as_ref().map_or(0, |value| value.len() as u64);
+        if self.read.fetch_add(length, Ordering::Relaxed) + length > CACHES_READ_MAX * limits::ENGINE_CACHE_BYTES {
             self.let_go()?;
         }
         Ok(found.map(bytes))
@@ -142,7 +144,12 @@ impl Engine for SledEngine {
     }
 
     fn let_go(&self) -> Result<(), Fault> {
+        self.read.store(0, Ordering::Relaxed);
         self.drive_out().map_err(|error| fault("empty the engine's cache", &error))
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.read.load(Ordering::Relaxed) > limits::ENGINE_CACHE_BYTES
     }
 }
 
@@ -220,6 +227,9 @@ mod tests {
         assert!(resident_bytes() - before < content / 3, "after it was let go");
         for id in 0..BATCHES * EACH {
             assert_eq!(engine.get(&key(id)).unwrap(), Some(value(id)));
+            if engine.is_crowded() {
+                engine.let_go().unwrap();
+            }
         }
         assert!(resident_bytes() - before < content * 3 / 4, "after all of it was read");
     }

@@ -150,6 +150,11 @@ impl<E: Engine> Engine for Watched<E> {
     fn let_go(&self) -> Result<(), Fault> {
         self.call("let_go", Engine::let_go)
     }
+
+    /// A look at a number, which cannot hang.
+    fn is_crowded(&self) -> bool {
+        self.engine.is_crowded()
+    }
 }
 
 #[cfg(test)]

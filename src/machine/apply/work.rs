@@ -7,12 +7,12 @@
 use super::super::Stop;
 use super::super::authority::Authorized;
 use super::super::hash::Sum;
-use super::super::index::{KeyRecord, Place};
+use super::super::index::{History, KeyRecord, Place};
 use super::super::leases::{Attached, Leases};
 use super::super::read::{Source, event};
 use super::super::root::{Numbers, Root};
 use super::super::writer::Machine;
-use crate::model::{Event, LeaseChoice, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply};
+use crate::model::{Event, LeaseChoice, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply, limits};
 use crate::storage::record::Record;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(super) struct Work<'m> {
     first_pending: usize,
     first_change: usize,
     pub(super) superseded_bytes: u64,
+    /// Versions that compaction had released, and that went when their keys were written.
+    outlived: Vec<Place>,
     /// Something other than a delete was written.
     pub(super) grew: bool,
 }
@@ -67,6 +69,7 @@ impl<'m> Work<'m> {
             former: Vec::new(),
             first_pending: machine.pending.len(),
             superseded_bytes: 0,
+            outlived: Vec::new(),
             grew: false,
             machine,
         }
@@ -89,6 +92,19 @@ impl<'m> Work<'m> {
         self.superseded_bytes += former.bytes;
         self.former.push(former);
         self.machine.pending.push(Arc::new(record));
+    }
+
+    /// The history of a key's next version. What compaction has released goes now, when it costs
+    /// nothing; the trimmer would have to look for the key.
+    pub(super) fn continued(&mut self, old: &KeyRecord) -> History {
+        let machine = &*self.machine;
+        let room = limits::OUTLIVED_MAX.saturating_sub(machine.outlived.len() + self.outlived.len());
+        let gone = old.expendable(machine.root.numbers.compacted).min(room);
+        if gone == 0 {
+            return old.history.pushed(old.head.place());
+        }
+        self.outlived.extend((0..gone).map(|at| old.history.get(at)));
+        old.history.without_oldest(gone).pushed(old.head.place())
     }
 
     fn put_key(&mut self, key: KeyRecord) {
@@ -132,6 +148,7 @@ impl<'m> Work<'m> {
         let machine = self.machine;
         machine.root.numbers.revision = self.main;
         machine.root.timeline.add(self.main, machine.root.numbers.now_ms, self.superseded_bytes);
+        machine.outlived.extend(self.outlived);
         let records = &machine.pending[self.first_pending..];
         let events: Arc<[Event]> =
             records.iter().zip(&self.former).map(|(record, former)| event(record, former.place)).collect();

@@ -73,6 +73,7 @@ impl Work<'_> {
 
     /// Makes `head` the newest version of its key; the one before goes into the history.
     fn supersede(&mut self, old: Option<&KeyRecord>, head: Head, record: Record) {
+        let history = old.map_or(History::None, |old| self.continued(old));
         let root = &mut self.machine.root;
         let mut former = Former { place: old.map(|old| old.head.place()), bytes: 0 };
         if let Some(old) = old.filter(|old| old.head.is_live()) {
@@ -81,7 +82,6 @@ impl Work<'_> {
             root.sum.remove(hash::join(old.head.hash));
             former.bytes = bytes;
         }
-        let history = old.map_or(History::None, |old| old.history.pushed(old.head.place()));
         let slot = if head.is_live() { Slot::full(own(&record.value)) } else { Slot::default() };
         let key = old.map_or_else(|| own(&record.key), |old| old.key.clone());
         self.replace(KeyRecord { key, head, history, slot }, record, former);

@@ -115,6 +115,11 @@ impl KeyRecord {
             _ => upto,
         }
     }
+
+    /// What compaction takes: so many of the oldest versions, and perhaps the whole key.
+    pub(crate) fn losses(&self, compacted: Revision) -> (usize, bool) {
+        (self.expendable(compacted), self.head.main < compacted && !self.head.is_live())
+    }
 }
 
 /// Older versions, oldest first. Most keys have none; the few-versions form is copied by every put,

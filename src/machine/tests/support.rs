@@ -91,7 +91,7 @@ pub(super) fn blocks(machine: &Machine) -> Vec<Bytes> {
         blocks.push(Bytes::copy_from_slice(block));
         Ok(())
     };
-    machine.image().write_to(&mut keep).unwrap();
+    machine.image().write_to(&|| true, &mut keep).unwrap();
     blocks
 }
 

@@ -1,7 +1,8 @@
 //! Named cases: compaction, trims, images, and readers beside them.
 
 use super::support::*;
-use crate::model::{Caller, Command, DeleteReason, EventKind, KeyRange, LeaseChoice, RangeOp, Rejection, Reply};
+use crate::machine::TrimStep;
+use crate::model::{Caller, Command, DeleteReason, EventKind, KeyRange, LeaseChoice, RangeOp, Rejection, Reply, Txn};
 
 #[test]
 fn compaction_follows_etcd() {
@@ -122,7 +123,19 @@ fn readers_see_whole_batches_and_never_a_hole() {
     rig.ops(vec![put("a", "0"), put("b", "0")]).unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let reader = rig.machine.reader();
-    let reads: u64 = std::thread::scope(|scope| {
+    let rig = parking_lot::Mutex::new(rig);
+    let (reads, steps): (u64, u64) = std::thread::scope(|scope| {
+        let trimmer = scope.spawn(|| {
+            let mut steps = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if let TrimStep::Index(compacted) = reader.trim(20).unwrap() {
+                    let trimmed = rig.lock().machine.trim_index(&compacted);
+                    trimmed.finish();
+                    steps += 1;
+                }
+            }
+            steps
+        });
         let readers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
@@ -146,16 +159,20 @@ fn readers_see_whole_batches_and_never_a_hole() {
             .collect();
         for n in 0..1500 {
             let value = format!("{n}{}", "x".repeat(500));
+            let mut rig = rig.lock();
             let revision = rig.ops(vec![put("b", &value), put("a", &value)]).unwrap().revision;
             if n % 50 == 49 {
                 rig.command(Command::Compact { revision: revision - 10 }).unwrap();
             }
-            rig.machine.trim_step(20).unwrap();
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        readers.into_iter().map(|reader| reader.join().unwrap()).sum()
+        (readers.into_iter().map(|reader| reader.join().unwrap()).sum(), trimmer.join().unwrap())
     });
-    assert!(reads > 0);
+    assert!(reads > 0 && steps > 0);
+    let mut rig = rig.into_inner();
+    rig.trim();
+    let stats = rig.machine.values.store.stats();
+    assert!(stats.records + stats.tail_records < 200, "{stats:?}");
 }
 
 #[test]
@@ -184,6 +201,35 @@ fn a_held_view_keeps_what_it_reads() {
 }
 
 #[test]
+fn a_write_takes_with_it_what_compaction_released() {
+    let mut rig = Rig::new();
+    for n in 0..100 {
+        rig.put("a", &n.to_string());
+    }
+    let held = rig.machine.reader().view();
+    let versions = |rig: &Rig| rig.machine.root.index.get(b"a").unwrap().history.len() + 1;
+    let newest = rig.put("a", "100");
+    rig.command(Command::Compact { revision: newest }).unwrap();
+    let refused = Txn { success: vec![put("a", "x"), put_with("b", "x", LeaseChoice::Attach(77))], ..Txn::default() };
+    rig.txn(refused).unwrap_err();
+    assert_eq!((versions(&rig), rig.machine.outlived.len()), (101, 0), "what was taken back took nothing");
+    rig.put("a", "101");
+    assert_eq!((versions(&rig), rig.machine.outlived.len()), (2, 100), "without the trimmer");
+    let old = held.range(&Caller::Anonymous, &RangeOp { revision: 50, ..RangeOp::newest(single("a")) });
+    assert_eq!(old.unwrap().kvs[0].value, "48", "whoever reads the state before has it all");
+    rig.trim();
+    assert!(rig.machine.outlived.is_empty() && rig.machine.trim_pending());
+    let old = held.range(&Caller::Anonymous, &RangeOp { revision: 50, ..RangeOp::newest(single("a")) });
+    assert_eq!(old.unwrap().kvs[0].value, "48", "in the block store too");
+    let at_compacted = RangeOp { revision: newest, ..RangeOp::newest(single("a")) };
+    assert_eq!(rig.range(&at_compacted).kvs[0].value, "100");
+    drop(held);
+    rig.trim();
+    assert!(!rig.machine.trim_pending());
+    assert_eq!(rig.range(&at_compacted).kvs[0].value, "100");
+}
+
+#[test]
 fn an_image_holds_up_trims_until_it_is_dropped() {
     let mut rig = Rig::new();
     for n in 0..300 {
@@ -202,7 +248,7 @@ fn an_image_holds_up_trims_until_it_is_dropped() {
         blocks += 1;
         Ok(())
     };
-    image.write_to(&mut count).unwrap();
+    image.write_to(&|| true, &mut count).unwrap();
     assert_eq!(blocks, 3);
     drop(image);
     rig.trim();

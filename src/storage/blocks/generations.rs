@@ -111,6 +111,12 @@ impl Generations {
         all.find(|generation| generation.number == number).map(|generation| Arc::clone(&generation.engine))
     }
 
+    /// One that was read so much that it is to let go of what it keeps.
+    pub(super) fn crowded(&self) -> Option<Arc<dyn Engine>> {
+        let mut all = self.older.iter().chain([&self.newest]);
+        all.find(|generation| generation.engine.is_crowded()).map(|generation| Arc::clone(&generation.engine))
+    }
+
     fn of(&mut self, number: u64) -> Option<&mut Generation> {
         self.older.iter_mut().chain([&mut self.newest]).find(|generation| generation.number == number)
     }

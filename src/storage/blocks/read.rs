@@ -114,6 +114,9 @@ impl Shared {
         let bytes = engine.get(&engine_key(located.id))?.ok_or_else(|| {
             Fault::corrupt("the engine", format!("the block of history at {:?} is missing", located.first))
         })?;
+        if engine.is_crowded() {
+            self.work.notify_one();
+        }
         let block = Block::open(bytes)?;
         if block.first() != located.first {
             return Err(Fault::corrupt("the engine", format!("another block is stored at {:?}", located.first)));

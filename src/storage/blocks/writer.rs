@@ -1,5 +1,6 @@
 //! The write-behind thread: the only one that writes to an engine. It takes queued blocks in order,
-//! encodes them and commits several at once; between commits it copies between engines.
+//! encodes them and commits several at once; between commits it copies between engines, and has those that
+//! were read let go of what they keep: that takes milliseconds, and a reader may hold the machine's lock.
 
 use super::state::{Sealed, SealedContent, State};
 use super::{Shared, engine_key};
@@ -35,6 +36,7 @@ pub(super) fn is_worth_a_commit(pending_bytes: usize) -> bool {
 enum Task {
     Write(Writing),
     Copy,
+    Empty,
     /// Let go of these.
     Drop(Vec<Arc<dyn Engine>>),
 }
@@ -85,11 +87,14 @@ impl Shared {
                     self.rotate()?;
                     // Copying must end under any load.
                     self.copy_step()?;
+                    self.empty_crowded()?;
                 }
                 Task::Copy => {
                     self.copy_step()?;
                     self.rotate()?;
+                    self.empty_crowded()?;
                 }
+                Task::Empty => self.empty_crowded()?,
                 Task::Drop(engines) => drop(engines),
             }
             self.progress.notify_all();
@@ -124,6 +129,9 @@ impl Shared {
             if outgrown {
                 return Some(Task::Copy);
             }
+            if state.generations.crowded().is_some() {
+                return Some(Task::Empty);
+            }
             if state.retired.is_empty() {
                 self.work.wait(&mut state);
             } else {
@@ -146,6 +154,12 @@ impl Shared {
         state.writing = false;
         state.written(&writing.blocks, writing.number);
         Ok(())
+    }
+
+    /// One at a turn, so that writing goes on while much is read.
+    fn empty_crowded(&self) -> Result<(), Fault> {
+        let crowded = self.state.lock().generations.crowded();
+        crowded.map_or(Ok(()), |engine| engine.let_go())
     }
 
     pub(super) fn commit(&self, engine: &dyn Engine, batch: EngineBatch) -> Result<(), Fault> {

@@ -7,6 +7,7 @@ mod model;
 mod soak;
 
 use super::*;
+use crate::env::{Clock, SystemClock};
 use crate::storage::engine::EngineBatch;
 use crate::storage::memory::MemoryEngine;
 use crate::storage::record::{Block, Place, RecordKind, encode_block};
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 fn must_not_fail() -> Fatal {
     Arc::new(|fault: &Fault| panic!("{fault}"))
@@ -107,6 +109,54 @@ fn records_are_found_in_the_tail_in_flight_and_in_the_engine() {
     assert_eq!(store.get(101, 0).unwrap(), None);
     // Each block was fetched once, the cache served the rest.
     assert_eq!(engine.gets.load(Ordering::Relaxed), stats.blocks);
+}
+
+/// Crowded after ten reads; notes who has it let go.
+#[derive(Debug, Default)]
+struct Kept {
+    engine: MemoryEngine,
+    reads: AtomicU64,
+    let_go_by: Mutex<Vec<Option<String>>>,
+}
+
+impl Engine for Kept {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.engine.get(key)
+    }
+    fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
+        self.engine.commit(batch)
+    }
+    fn disk_bytes(&self) -> Result<u64, Fault> {
+        self.engine.disk_bytes()
+    }
+    fn let_go(&self) -> Result<(), Fault> {
+        self.reads.store(0, Ordering::SeqCst);
+        self.let_go_by.lock().push(std::thread::current().name().map(str::to_owned));
+        Ok(())
+    }
+    fn is_crowded(&self) -> bool {
+        self.reads.load(Ordering::SeqCst) >= 10
+    }
+}
+
+#[test]
+fn what_was_read_is_let_go_of_by_the_writer_and_by_nobody_who_reads() {
+    let engine = Arc::new(Kept::default());
+    let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
+    for main in 1..=2000 {
+        store.append(vec![record(main, 0, 1000)]).unwrap();
+    }
+    store.settle().unwrap();
+    assert!(engine.let_go_by.lock().is_empty());
+    let (clock, mut main) = (SystemClock::new(), 0);
+    let deadline = clock.monotonic() + Duration::from_secs(10);
+    while engine.let_go_by.lock().len() < 3 {
+        assert!(clock.monotonic() < deadline, "it kept all");
+        main = main % 2000 + 1;
+        store.get(main, 0).unwrap();
+    }
+    assert!(engine.let_go_by.lock().iter().all(|thread| thread.as_deref() == Some("write-behind")));
 }
 
 #[test]
