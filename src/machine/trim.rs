@@ -48,8 +48,8 @@ impl fmt::Debug for Compacted {
 #[derive(Debug)]
 pub struct Trimmed {
     values: Arc<Values>,
-    /// No version of the new index.
-    dead: Vec<Place>,
+    /// No versions of the new index: those that it lost now, and those that writes took out before.
+    dead: [Vec<Place>; 2],
     /// Held to the end: what only it had is freed with it.
     _former: Option<Arc<Root>>,
 }
@@ -57,7 +57,7 @@ pub struct Trimmed {
 impl Trimmed {
     /// Tells the block store what is needed no more.
     pub fn finish(self) {
-        for place in &self.dead {
+        for place in self.dead.iter().flatten() {
             self.values.store.note_dead(place.main, place.sub);
             self.values.forget_former(*place);
         }
@@ -133,7 +133,7 @@ impl Machine {
     /// Takes out of the index what can't be read any more.
     pub fn trim_index(&mut self, compacted: &Compacted) -> Trimmed {
         let mut dead = Vec::with_capacity(compacted.keys.len());
-        let mut former = None;
+        let (mut outlived, mut former) = (Vec::new(), None);
         // Otherwise an image was installed since.
         if Arc::ptr_eq(&self.values, &compacted.values) && self.root.trimmed == compacted.above {
             for (key, main) in &compacted.keys {
@@ -142,11 +142,11 @@ impl Machine {
             self.root.trimmed = compacted.upto;
             if self.root.trimmed == self.root.numbers.compacted {
                 // Not earlier: a root that was trimmed up to the compaction before may still be read from.
-                dead.append(&mut self.outlived);
+                outlived = std::mem::take(&mut self.outlived);
             }
             former = Some(self.published.publish(self.root.clone()));
         }
-        Trimmed { values: Arc::clone(&compacted.values), dead, _former: former }
+        Trimmed { values: Arc::clone(&compacted.values), dead: [dead, outlived], _former: former }
     }
 
     /// Removes what a key's write at `main` made unreadable once that is compacted: as a rule the one

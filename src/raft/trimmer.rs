@@ -17,6 +17,8 @@ const BUDGET_MAX: usize = 8192;
 const BEHIND_STEPS: u32 = 16;
 const HELD_LONG: Duration = Duration::from_millis(4);
 const HELD_SHORT: Duration = Duration::from_millis(1);
+/// Between steps that took no lock: the engine may have to catch up.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Between looks when there was nothing to do.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -48,7 +50,7 @@ pub(crate) async fn run(applier: Arc<Applier>, clock: Arc<dyn Clock>, tasks: Tas
                 // As long again is left to those who apply, and reading took its time too.
                 held
             }
-            TrimStep::More => Duration::ZERO,
+            TrimStep::More => PAUSE,
             TrimStep::Rest => {
                 behind = 0;
                 IDLE
