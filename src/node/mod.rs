@@ -374,7 +374,9 @@ async fn until_told(
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
     // While everything still runs: what comes meanwhile is forwarded to the new leader.
-    consensus.hand_over().await;
+    if consensus.hand_over().await {
+        consensus.settle().await;
+    }
     closing.cancel();
     // Waits and streams end at once; requests that write or read get their answer.
     tasks.stopping().cancel();

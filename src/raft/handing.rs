@@ -117,19 +117,30 @@ impl Link {
 }
 
 impl Consensus {
-    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
-    pub async fn hand_over(&self) {
+    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it. `true`: it
+    /// was taken.
+    pub async fn hand_over(&self) -> bool {
         let (link, options) = (self.link(), self.options());
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
             asked = Some(heir);
             if link.pass_to(heir, options.election_max).await == Passed::Taken {
-                return;
+                return true;
             }
             tracing::warn!(heir = format!("{heir:x}"), "the lead was offered and not taken");
         }
         if let Some(heir) = asked {
             link.take_back(heir).await;
+        }
+        false
+    }
+
+    /// Waits, for at most an election timeout, until this member has applied what it proposed while it led: who
+    /// leads now commits it, and whoever waits for it is told so instead of that it is unknown.
+    pub async fn settle(&self) {
+        let link = self.link();
+        if let Some(last) = link.log.last() {
+            drop(tokio::time::timeout(self.options().election_max, link.applied(last.index)).await);
         }
     }
 
