@@ -63,7 +63,7 @@ caught FsyncErrorIgnored disk::a_failed_sync_ends_the_process
 caught DamagedMiddleCut damage::damage_in_the_middle
 caught_by_unit FormerLeaderExpires what_a_former_leader_proposes_ends_and_shortens_nothing
 caught_by_unit ClaimNotConfirmed a_waiter_on_a_member_left_behind_is_not_told_that_it_holds
-export TENURE_SIM_SEEDS=1..40
+export TENURE_SIM_SEEDS=1..120
 # A claim is confirmed by such a read, too.
 simulated LocalReads 'freshness|locks'
 simulated LeaseReadsOnWallClock 'freshness|locks'
