@@ -120,15 +120,16 @@ impl Image {
         self.root.used_bytes()
     }
 
-    /// Emits the blocks, in order. `false`: it was given up, being wanted no more.
+    /// Emits the blocks, in order. `go_on` is asked for every block that is looked at: of many, one after the
+    /// other, nothing may be left to emit.
     ///
     /// # Errors
-    /// Of the block store, or of `emit`, which ends the stream.
+    /// Of the block store, or of `go_on` or `emit`, which ends the stream.
     pub fn write_to(
         &self,
-        is_wanted: &dyn Fn() -> bool,
+        go_on: &dyn Fn() -> Result<(), Fault>,
         emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<(), Fault> {
         #[cfg(feature = "mutants")]
         let forgetful = forgetful(&self.root);
         #[cfg(feature = "mutants")]
@@ -148,21 +149,23 @@ impl Image {
         let attachments = root.attached.iter().map(|(id, key)| (id, key.clone()));
         // The end's hash speaks for them.
         table(AUTH, root.auth.portable(), PortableAuth::size, emit)?;
-        let leases = table(LEASES, leases, PortableLease::size, emit)?;
-        let attachments = table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?;
-        let idempotency = table(IDEMPOTENCY, root.idempotency.iter(), super::idempotency::Portable::size, emit)?;
-        let Some(records) = self.write_records(is_wanted, emit)? else { return Ok(false) };
-        emit(&block(END, &End { leases, attachments, idempotency, records, state_hash: root.state_hash() })?)?;
-        Ok(true)
+        let end = End {
+            leases: table(LEASES, leases, PortableLease::size, emit)?,
+            attachments: table(ATTACHMENTS, attachments, |(_, key): &(LeaseId, Bytes)| key.len(), emit)?,
+            idempotency: table(IDEMPOTENCY, root.idempotency.iter(), super::idempotency::Portable::size, emit)?,
+            records: self.write_records(go_on, emit)?,
+            state_hash: root.state_hash(),
+        };
+        emit(&block(END, &end)?)
     }
 
     /// The block store's blocks go into the image as they are, but for those at or below the
     /// compacted revision, whose unreadable records are left out.
     fn write_records(
         &self,
-        is_wanted: &dyn Fn() -> bool,
+        go_on: &dyn Fn() -> Result<(), Fault>,
         emit: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
-    ) -> Result<Option<u64>, Fault> {
+    ) -> Result<u64, Fault> {
         let Numbers { revision, compacted, .. } = self.root.numbers;
         let mut out = Packer { block: vec![RECORDS], readable: Vec::new(), readable_bytes: 0, count: 0, emit };
         let mut next = (0, 0);
@@ -170,10 +173,7 @@ impl Image {
             if first.0 > revision {
                 break;
             }
-            // Asked of every block: of many a long stretch nothing may be left to emit.
-            if !is_wanted() {
-                return Ok(None);
-            }
+            go_on()?;
             next = after(last);
             match content {
                 // All that was written after the compacted revision can still be read.
@@ -182,7 +182,7 @@ impl Image {
                 WalkedContent::Records(records) => out.some(self, &records)?,
             }
         }
-        out.finish().map(Some)
+        out.finish()
     }
 
     fn is_readable(&self, record: &Record) -> bool {

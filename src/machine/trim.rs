@@ -7,7 +7,7 @@
 //! records are read, and blocks trimmed, beside the batches.
 //! Invariants: no answer and no hash depends on how far this has come; one step at a time.
 
-use super::index::{KeyRecord, Place};
+use super::index::Place;
 use super::root::Root;
 use super::values::Values;
 use super::view::Reader;
@@ -66,8 +66,7 @@ impl Trimmed {
 
 impl Reader {
     /// The part of a step that needs no machine, after looking at about `budget` records. When a reader or an
-    /// image still holds what would be removed, it goes on with a later call, so call it after later batches
-    /// too (`Machine::trim_pending`).
+    /// image still holds what would be removed, it goes on with a later call, so call it after a rest too.
     ///
     /// # Errors
     /// A fault of the block store.
@@ -99,37 +98,18 @@ impl Root {
         let records = store.walk(above + 1, budget)?;
         let within = records.partition_point(|record| record.main <= compacted);
         let reached = if within < records.len() { None } else { records.last().map(|record| record.main) };
-        let keys = before.chain(records.iter().take(within).cloned()).map(|record| (record.key.clone(), record.main));
         // To have looked for them once makes the machine's look a short one.
-        let losing = |key: &[u8], main| {
-            let losses = |record: &Arc<KeyRecord>| record.losses(compacted.min(main + 1));
-            self.index.get(key).is_some_and(|record| losses(record) != (0, false))
+        let loses = |record: &Arc<Record>| {
+            let key = self.index.get(&record.key);
+            key.is_some_and(|key| key.losses(record.main, compacted) != (0, false))
         };
-        let keys = keys.filter(|(key, main)| losing(key, *main)).collect();
+        let losing = before.chain(records.into_iter().take(within)).filter(loses);
+        let keys = losing.map(|record| (record.key.clone(), record.main)).collect();
         Ok(Compacted { values: Arc::clone(&self.values), above, upto: reached.unwrap_or(compacted), keys })
     }
 }
 
 impl Machine {
-    /// A whole step. `true`: there is more to do now.
-    ///
-    /// # Errors
-    /// A fault of the block store.
-    pub fn trim_step(&mut self, budget: usize) -> Result<bool, Fault> {
-        match self.reader().trim(budget)? {
-            TrimStep::Index(compacted) => self.trim_index(&compacted).finish(),
-            TrimStep::More => {}
-            TrimStep::Rest => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// Something is left to remove, perhaps only once readers let go of it.
-    #[must_use]
-    pub fn trim_pending(&self) -> bool {
-        self.values.trimmed() < self.root.numbers.compacted
-    }
-
     /// Takes out of the index what can't be read any more.
     pub fn trim_index(&mut self, compacted: &Compacted) -> Trimmed {
         let mut dead = Vec::with_capacity(compacted.keys.len());
@@ -152,11 +132,10 @@ impl Machine {
     /// Removes what a key's write at `main` made unreadable once that is compacted: as a rule the one
     /// version before it, so that a step over a hot key's records is not longer than others.
     fn trim_key(&mut self, key: &[u8], main: Revision, dead: &mut Vec<Place>) {
-        // What was written at `main` may go too, unless that is the compacted revision itself.
-        let upto = self.root.numbers.compacted.min(main + 1);
+        let compacted = self.root.numbers.compacted;
         let index = &mut self.root.index;
         let Some(record) = index.get(key).cloned() else { return };
-        let (gone, whole) = record.losses(upto);
+        let (gone, whole) = record.losses(main, compacted);
         dead.extend((0..gone).map(|at| record.history.get(at)));
         if whole {
             dead.push(record.head.place());

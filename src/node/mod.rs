@@ -374,9 +374,7 @@ async fn until_told(
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
     // While everything still runs: what comes meanwhile is forwarded to the new leader.
-    if consensus.hand_over().await {
-        consensus.settle().await;
-    }
+    consensus.resign().await;
     closing.cancel();
     // Waits and streams end at once; requests that write or read get their answer.
     tasks.stopping().cancel();

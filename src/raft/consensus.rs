@@ -546,9 +546,9 @@ impl Consensus {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
     }
 
-    /// Hands leadership over, then ends Raft and closes the log. Proposals on their way end as unknown.
+    /// Resigns, then ends Raft and closes the log. Proposals on their way end as unknown.
     pub async fn shutdown(&self) {
-        self.hand_over().await;
+        self.resign().await;
         let link = &self.0.link;
         self.0.ending.store(true, Ordering::SeqCst);
         drop(link.raft.shutdown().await);

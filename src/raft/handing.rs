@@ -119,7 +119,7 @@ impl Link {
 impl Consensus {
     /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it. `true`: it
     /// was taken.
-    pub async fn hand_over(&self) -> bool {
+    pub(super) async fn hand_over(&self) -> bool {
         let (link, options) = (self.link(), self.options());
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
@@ -135,11 +135,14 @@ impl Consensus {
         false
     }
 
-    /// Waits, for at most an election timeout, until this member has applied what it proposed while it led: who
-    /// leads now commits it, and whoever waits for it is told so instead of that it is unknown.
-    pub async fn settle(&self) {
+    /// Hands leadership over, before the end. If that was taken, waits for at most an election timeout until this
+    /// member has applied what it proposed while it led: who leads now commits it, and whoever waits for it is
+    /// told so instead of that it is unknown.
+    pub async fn resign(&self) {
         let link = self.link();
-        if let Some(last) = link.log.last() {
+        if self.hand_over().await
+            && let Some(last) = link.log.last()
+        {
             drop(tokio::time::timeout(self.options().election_max, link.applied(last.index)).await);
         }
     }

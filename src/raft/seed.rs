@@ -50,7 +50,7 @@ pub fn plant(
         created_wall_ms: seed.created_wall_ms,
         extra: codec::encode(&BuiltBy(seed.id))?.into(),
     })?;
-    machine.image().write_to(&|| true, &mut |bytes| writer.write_block(bytes))?;
+    machine.image().write_to(&|| Ok(()), &mut |bytes| writer.write_block(bytes))?;
     let summary = writer.finish()?;
     let (send, durable) = mpsc::sync_channel(1);
     let done = Box::new(move |result| {

@@ -314,9 +314,17 @@ impl Snapshots {
         let begun = self.clock.monotonic();
         let stopping = self.tasks.stopping();
         let mut writer = self.store.begin(meta)?;
-        if !image.write_to(&|| !stopping.is_cancelled(), &mut |bytes| writer.write_block(bytes))? {
+        let go_on = || {
+            if stopping.is_cancelled() {
+                return Err(Fault::Invariant("a snapshot was written on after the end".into()));
+            }
+            Ok(())
+        };
+        let written = image.write_to(&go_on, &mut |bytes| go_on().and_then(|()| writer.write_block(bytes)));
+        if stopping.is_cancelled() {
             return Ok(None);
         }
+        written?;
         let stored = writer.finish()?;
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.snapshot_build.observe(took.as_secs_f64());

@@ -1,7 +1,9 @@
-//! Removes compacted history in the background, in steps so short that no request waits for one.
+//! Removes compacted history in the background, in steps so short that no request waits for one, while that
+//! keeps up.
 //!
 //! Of a step only the change of the index holds the machine's lock, and the budget follows the time that
-//! takes. It must not decide what is compacted: that is a log entry.
+//! takes, above a least one that grows with how long it has been behind. It must not decide what is compacted:
+//! that is a log entry.
 
 use super::apply::Applier;
 use crate::env::{Clock, TaskSet};
@@ -23,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const IDLE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(applier: Arc<Applier>, clock: Arc<dyn Clock>, tasks: TaskSet) {
-    let (mut budget, mut behind) = (BUDGET_MIN, 0);
+    let (mut budget, mut behind) = (BUDGET_MIN, 0u32);
     loop {
         let step = {
             let (applier, clock) = (applier.clone(), clock.clone());
@@ -45,7 +47,7 @@ pub(crate) async fn run(applier: Arc<Applier>, clock: Arc<dyn Clock>, tasks: Tas
         let Some(Ok((step, held))) = tasks.blocking(step).await else { return };
         let pause = match step {
             TrimStep::Index(_) => {
-                behind += 1;
+                behind = behind.saturating_add(1);
                 budget = next_budget(budget, held, behind);
                 // As long again is left to those who apply, and reading took its time too.
                 held

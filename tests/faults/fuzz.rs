@@ -233,7 +233,7 @@ fn an_image(rng: &mut StdRng) -> Vec<u8> {
         out.extend_from_slice(block);
         Ok(())
     };
-    machine.image().write_to(&|| true, &mut emit).expect("a sound machine");
+    machine.image().write_to(&|| Ok(()), &mut emit).expect("a sound machine");
     assert!(Machine::restore(block_store(), &Options::default(), blocks(&out).into_iter().map(Ok)).is_ok());
     out
 }

@@ -116,9 +116,11 @@ impl KeyRecord {
         }
     }
 
-    /// What compaction takes: so many of the oldest versions, and perhaps the whole key.
-    pub(crate) fn losses(&self, compacted: Revision) -> (usize, bool) {
-        (self.expendable(compacted), self.head.main < compacted && !self.head.is_live())
+    /// What compaction takes because of the write at `main`: so many of the oldest versions, and perhaps the
+    /// whole key. What was written at `main` may go too, unless that is the compacted revision itself.
+    pub(crate) fn losses(&self, main: Revision, compacted: Revision) -> (usize, bool) {
+        let upto = compacted.min(main + 1);
+        (self.expendable(upto), self.head.main < upto && !self.head.is_live())
     }
 }
 

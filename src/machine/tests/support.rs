@@ -1,6 +1,6 @@
 //! A machine over a memory engine, and short ways to say what is asked of it.
 
-use crate::machine::{Applied, Machine, Options, Outcome};
+use crate::machine::{Applied, Machine, Options, Outcome, TrimStep};
 use crate::model::{
     Batch, Caller, Command, Compare, CompareOp, CompareTarget, Fault, Idempotency, KeyRange, LeaseChoice, LogPosition,
     Op, Proposal, PutOp, RangeOp, Rejection, Reply, Revision, Txn, TxnReply,
@@ -85,13 +85,30 @@ impl Rig {
     }
 }
 
+impl Machine {
+    /// A whole step of trimming. `true`: there is more to do now.
+    pub(super) fn trim_step(&mut self, budget: usize) -> Result<bool, Fault> {
+        match self.reader().trim(budget)? {
+            TrimStep::Index(compacted) => self.trim_index(&compacted).finish(),
+            TrimStep::More => {}
+            TrimStep::Rest => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Something is left to remove, perhaps only once readers let go of it.
+    pub(super) fn trim_pending(&self) -> bool {
+        self.values.trimmed() < self.root.numbers.compacted
+    }
+}
+
 pub(super) fn blocks(machine: &Machine) -> Vec<Bytes> {
     let mut blocks = Vec::new();
     let mut keep = |block: &[u8]| {
         blocks.push(Bytes::copy_from_slice(block));
         Ok(())
     };
-    machine.image().write_to(&|| true, &mut keep).unwrap();
+    machine.image().write_to(&|| Ok(()), &mut keep).unwrap();
     blocks
 }
 

@@ -248,7 +248,7 @@ fn an_image_holds_up_trims_until_it_is_dropped() {
         blocks += 1;
         Ok(())
     };
-    image.write_to(&|| true, &mut count).unwrap();
+    image.write_to(&|| Ok(()), &mut count).unwrap();
     assert_eq!(blocks, 3);
     drop(image);
     rig.trim();

@@ -106,15 +106,17 @@ impl Generations {
         self.older.len() + 1
     }
 
+    fn all(&self) -> impl Iterator<Item = &Generation> {
+        self.older.iter().chain([&self.newest])
+    }
+
     pub(super) fn engine(&self, number: u64) -> Option<Arc<dyn Engine>> {
-        let mut all = self.older.iter().chain([&self.newest]);
-        all.find(|generation| generation.number == number).map(|generation| Arc::clone(&generation.engine))
+        self.all().find(|generation| generation.number == number).map(|generation| Arc::clone(&generation.engine))
     }
 
     /// One that was read so much that it is to let go of what it keeps.
     pub(super) fn crowded(&self) -> Option<Arc<dyn Engine>> {
-        let mut all = self.older.iter().chain([&self.newest]);
-        all.find(|generation| generation.engine.is_crowded()).map(|generation| Arc::clone(&generation.engine))
+        self.all().find(|generation| generation.engine.is_crowded()).map(|generation| Arc::clone(&generation.engine))
     }
 
     fn of(&mut self, number: u64) -> Option<&mut Generation> {
@@ -138,7 +140,7 @@ impl Generations {
     }
 
     fn file_bytes(&self) -> u64 {
-        self.older.iter().map(|generation| generation.file_bytes).sum::<u64>() + self.newest.file_bytes
+        self.all().map(|generation| generation.file_bytes).sum()
     }
 
     /// The engine to copy from: of too many the emptiest, of too large ones the sparsest.

@@ -87,16 +87,15 @@ impl Shared {
                     self.rotate()?;
                     // Copying must end under any load.
                     self.copy_step()?;
-                    self.empty_crowded()?;
                 }
                 Task::Copy => {
                     self.copy_step()?;
                     self.rotate()?;
-                    self.empty_crowded()?;
                 }
-                Task::Empty => self.empty_crowded()?,
+                Task::Empty => {}
                 Task::Drop(engines) => drop(engines),
             }
+            self.empty_crowded()?;
             self.progress.notify_all();
         }
         Ok(())
