@@ -121,6 +121,8 @@ pub const LEASE_TTL_MAX_MS: u64 = 365 * 24 * 3_600_000;
 /// A lease's name in bytes, and its metadata as JSON text; longer ones are refused.
 pub const LEASE_NAME_BYTES_MAX: usize = 256;
 pub const LEASE_METADATA_BYTES_MAX: usize = 4096;
+/// Renewals that one question to the leader holds.
+pub const RENEWALS_TOGETHER_MAX: usize = 4096;
 /// Leases, and keys attached to them, that one proposal of the lessor ends or checkpoints; the rest
 /// goes into the next. A single lease may have more keys.
 pub const LEASE_BATCH_MAX: usize = 1000;

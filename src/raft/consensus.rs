@@ -232,7 +232,8 @@ impl Consensus {
         directory.open(raft.server_metrics());
         let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
         let (id, applying) = (options.id, applier.clone());
-        let link = Arc::new(Link { id, raft: raft.clone(), applier: applying, log, transport, heard, agreement });
+        let (raft_of, server) = (raft.clone(), raft.server_metrics());
+        let link = Arc::new(Link { id, raft: raft_of, server, applier: applying, log, transport, heard, agreement });
         link.elect_if_alone().await;
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
         let patience = BARRIER_PATIENCE * options.election_max;
@@ -416,8 +417,7 @@ impl Consensus {
     /// What the membership knows of one member.
     #[must_use]
     pub fn member(&self, id: MemberId) -> Option<Member> {
-        let metrics = self.0.link.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.0.link.server.borrow_watched();
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
@@ -479,16 +479,14 @@ impl Consensus {
     /// The term, and who leads in it: the part of `state` that every answer carries.
     #[must_use]
     pub fn leadership(&self) -> (u64, Option<MemberId>) {
-        let server = self.0.link.raft.server_metrics();
-        let server = server.borrow_watched();
+        let server = self.0.link.server.borrow_watched();
         (server.vote.leader_id.term, server.current_leader)
     }
 
     /// The name of another member that leads, while it is heard.
     #[must_use]
     pub fn leader_name(&self) -> Option<Arc<str>> {
-        let server = self.0.link.raft.server_metrics();
-        let server = server.borrow_watched();
+        let server = self.0.link.server.borrow_watched();
         let leader = server.current_leader.filter(|_| self.0.link.heard.is_recent())?;
         let membership = *server.membership_config.log_id();
         let mut known = self.0.leader_name.lock();
@@ -533,8 +531,7 @@ impl Consensus {
     /// The members, with their ids.
     #[must_use]
     pub fn members(&self) -> BTreeMap<MemberId, Member> {
-        let metrics = self.0.link.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.0.link.server.borrow_watched();
         metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
     }
 

@@ -77,8 +77,7 @@ impl Link {
     /// Ends a transfer to `heir` that was not taken: this member stands for election.
     pub(super) async fn take_back(&self, heir: MemberId) {
         let term = {
-            let server = self.raft.server_metrics();
-            let server = server.borrow_watched();
+            let server = self.server.borrow_watched();
             if server.state != ServerState::Leader {
                 return;
             }
@@ -95,7 +94,7 @@ impl Link {
     }
 
     fn term(&self) -> u64 {
-        self.raft.server_metrics().borrow_watched().vote.leader_id.term
+        self.server.borrow_watched().vote.leader_id.term
     }
 
     /// Waits until somebody was elected in a later term than that; who it is.

@@ -8,7 +8,7 @@ use super::consensus::Core;
 use super::divergence::Agreement;
 use super::log_clock::median;
 use super::log_store::LogStore;
-use super::network::{Call, Forwarded, Lane, Peer, Transport, TransportError};
+use super::network::{Call, Forwarded, Lane, Peer, ServerMetrics, Transport, TransportError};
 use super::responder::Callback;
 use super::stall::HandOver;
 use super::types::{LogBatch, MemberId, Types};
@@ -35,6 +35,8 @@ const WALL_CLOCK: Duration = Duration::from_millis(200);
 pub(super) struct Link {
     pub(super) id: MemberId,
     pub(super) raft: Core,
+    /// Asked with every request: a receiver of one's own each time would be counted by all threads at one place.
+    pub(super) server: ServerMetrics,
     pub(super) applier: Arc<Applier>,
     pub(super) log: LogStore,
     pub(super) transport: Arc<dyn Transport>,
@@ -96,18 +98,16 @@ impl Link {
     /// another member can lead only once a joint membership, which this member's vote is part of, was
     /// committed. So a stale "alone" cannot be seen here while another leads.
     pub(super) fn leads_alone(&self) -> bool {
-        let server = self.raft.server_metrics();
-        let server = server.borrow_watched();
+        let server = self.server.borrow_watched();
         server.state == ServerState::Leader && sole_voter(&server, self.id)
     }
 
     pub(super) fn leads(&self) -> bool {
-        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+        self.server.borrow_watched().state == ServerState::Leader
     }
 
     pub(super) fn route(&self) -> Route {
-        let server = self.raft.server_metrics();
-        let server = server.borrow_watched();
+        let server = self.server.borrow_watched();
         if server.state == ServerState::Leader {
             return Route::Here;
         }
@@ -180,8 +180,7 @@ impl batcher::Log for Link {
 
     async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
         let others: Vec<Peer> = {
-            let server = self.raft.server_metrics();
-            let server = server.borrow_watched();
+            let server = self.server.borrow_watched();
             let members = server.membership_config.membership();
             let voters = members.voter_ids().filter(|id| *id != self.id);
             voters.filter_map(|id| Some(Peer { id, member: members.get_node(&id)?.clone() })).collect()

@@ -336,7 +336,7 @@ impl Consensus {
     }
 
     async fn submit(&self, change: ChangeMembers<MemberId, Member>) -> Result<(), Failure> {
-        let membership = || *self.link().raft.server_metrics().borrow_watched().membership_config.log_id();
+        let membership = || *self.link().server.borrow_watched().membership_config.log_id();
         let before = membership();
         // A voter that leaves does not stay as a learner.
         let submitted = self.link().raft.change_membership(change, false).await;
@@ -433,8 +433,7 @@ impl Consensus {
         loop {
             tokio::time::sleep(FINISH_LOOK).await;
             let target = {
-                let server = self.link().raft.server_metrics();
-                let server = server.borrow_watched();
+                let server = self.link().server.borrow_watched();
                 let membership = server.membership_config.membership();
                 let joint = server.state == ServerState::Leader && membership.get_joint_config().len() > 1;
                 joint.then(|| membership.get_joint_config().last().cloned().unwrap_or_default())
@@ -458,8 +457,7 @@ impl Consensus {
         if self.state().leader != Some(self.link().id) {
             return None;
         }
-        let server = self.link().raft.server_metrics();
-        let server = server.borrow_watched();
+        let server = self.link().server.borrow_watched();
         let known = |nodes: &openraft::alias::StoredMembershipOf<Types>| nodes.get_node(&id).is_some();
         Some(known(&server.membership_config) || known(&server.committed_membership_config))
     }
@@ -489,7 +487,7 @@ impl Consensus {
     /// Who votes.
     #[must_use]
     pub fn voters(&self) -> BTreeSet<MemberId> {
-        self.link().raft.server_metrics().borrow_watched().membership_config.voter_ids().collect()
+        self.link().server.borrow_watched().membership_config.voter_ids().collect()
     }
 
     /// A member by name or number.

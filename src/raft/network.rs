@@ -177,7 +177,7 @@ pub(crate) type Meta = openraft::alias::SnapshotMetaOf<Types>;
 #[derive(Clone, Default)]
 pub(crate) struct Directory(Arc<OnceLock<ServerMetrics>>);
 
-type ServerMetrics = WatchReceiverOf<Types, RaftServerMetrics<Types>>;
+pub(super) type ServerMetrics = WatchReceiverOf<Types, RaftServerMetrics<Types>>;
 
 impl Directory {
     /// Told once Raft is there.

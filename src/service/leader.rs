@@ -3,21 +3,25 @@
 //! Invariant: a keep-alive is answered by the member that counts the lease's time, after it has made
 //! sure that it leads.
 
-use super::{Answer, Context, Service};
+use super::{Context, Service};
 use crate::model::{Caller, Failure, LeaseId, Revision, Why, codec};
 use crate::raft::LeaderHandler;
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Question {
+pub(super) enum Question {
     /// Answered by the TTL and the revision it was looked up at.
     KeepAlive { caller: Caller, id: LeaseId },
     /// What is left of these, in order; answered by `Vec<Option<u64>>`.
     Left(Vec<LeaseId>),
     /// Put this staged backup in the place of the state; answered by the new revision.
     Restore([u8; 32]),
+    /// Answered by `Together`.
+    KeepAlives(Vec<(Caller, LeaseId)>),
 }
 
 impl Service {
@@ -32,6 +36,9 @@ impl Service {
                     Question::KeepAlive { caller, id } => {
                         let answer = service.keep_alive_here(&Context::new(caller, timeout), id).await?;
                         Ok(codec::encode(&(answer.body, answer.header.revision))?.into())
+                    }
+                    Question::KeepAlives(asked) => {
+                        Ok(codec::encode(&service.keep_alive_together(&asked, timeout).await?)?.into())
                     }
                     Question::Restore(digest) => {
                         let wall_ms = service.inner.parts.clock.wall_ms();
@@ -48,21 +55,14 @@ impl Service {
         self.inner.parts.consensus.answer_as_leader(handler);
     }
 
-    async fn ask(&self, context: &Context, question: &Question) -> Result<Bytes, Failure> {
+    pub(super) async fn ask<T: DeserializeOwned>(&self, within: Duration, question: &Question) -> Result<T, Failure> {
         let question = codec::encode(question)?;
-        self.inner.parts.consensus.ask_leader(question.into(), context.timeout).await
-    }
-
-    pub(super) async fn keep_alive_elsewhere(&self, context: &Context, id: LeaseId) -> Result<Answer<u64>, Failure> {
-        let question = Question::KeepAlive { caller: context.caller.clone(), id };
-        let answer = self.ask(context, &question).await?;
-        let (ttl_ms, revision): (u64, Revision) = codec::decode("answer of the leader", &answer)?;
-        Ok(self.answer(self.header_at(revision), ttl_ms, false))
+        let answer = self.inner.parts.consensus.ask_leader(question.into(), within).await?;
+        Ok(codec::decode("answer of the leader", &answer)?)
     }
 
     pub(super) async fn activate(&self, context: &Context, digest: [u8; 32]) -> Result<Revision, Failure> {
-        let answer = self.ask(context, &Question::Restore(digest)).await?;
-        Ok(codec::decode("answer of the leader", &answer)?)
+        self.ask(context.timeout, &Question::Restore(digest)).await
     }
 
     /// What the leader knows to be left of these leases; `None` for one that it does not know.
@@ -71,7 +71,6 @@ impl Service {
         context: &Context,
         ids: Vec<LeaseId>,
     ) -> Result<Vec<Option<u64>>, Failure> {
-        let answer = self.ask(context, &Question::Left(ids)).await?;
-        Ok(codec::decode("answer of the leader", &answer)?)
+        self.ask(context.timeout, &Question::Left(ids)).await
     }
 }

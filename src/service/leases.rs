@@ -6,10 +6,12 @@
 //! the leader alone.
 
 use super::lessor::{Renewal, Told};
+use super::renewals::Together;
 use super::{Answer, Context, Header, ReadOptions, Service};
 use crate::machine::{LeaseInfo, View};
 use crate::model::{
-    Command, Failure, Idempotency, KeyRange, LeaseId, LeaseLabel, Outcome, RangeOp, Rejection, Reply, Why, limits,
+    Caller, Command, Failure, Idempotency, KeyRange, LeaseId, LeaseLabel, Outcome, RangeOp, Rejection, Reply, Why,
+    limits,
 };
 use crate::storage::mutant::{self, Mutant};
 use bytes::Bytes;
@@ -144,8 +146,7 @@ impl Service {
             match renewal {
                 Kept::Until { ttl_ms, header } => {
                     let confirmed = clock.monotonic().saturating_sub(begun);
-                    // After a standstill another may lead, and the lease may have ended there.
-                    if confirmed < Duration::from_millis(ttl_ms) / 3 {
+                    if is_in_time(confirmed, ttl_ms) {
                         self.inner.parts.metrics.lease_keepalives.inc();
                         return Ok(self.answer(header, ttl_ms, false));
                     }
@@ -175,10 +176,40 @@ impl Service {
         }
     }
 
-    async fn renew(&self, context: &Context, id: LeaseId) -> Result<Kept, Failure> {
-        if !mutant::is_active(Mutant::KeepAliveWithoutQuorum) {
-            self.inner.parts.consensus.leader_barrier(context.timeout).await?;
+    /// As the leader, for those who asked another member.
+    pub(super) async fn keep_alive_together(
+        &self,
+        asked: &[(Caller, LeaseId)],
+        timeout: Duration,
+    ) -> Result<Together, Failure> {
+        let parts = &self.inner.parts;
+        let begun = parts.clock.monotonic();
+        self.confirm_lead(timeout).await?;
+        let view = self.newest();
+        let renew = |(caller, id): &(Caller, LeaseId)| {
+            let lease = view.lease(*id)?;
+            view.allows(caller, &Command::LeaseRenew { id: *id }).ok()?;
+            let renewed = parts.lessor.renew(*id, lease.ttl_ms);
+            matches!(renewed, Told::Known(Renewal::Renewed)).then_some(lease.ttl_ms)
+        };
+        let renewed: Vec<Option<u64>> = asked.iter().map(renew).collect();
+        let confirmed = parts.clock.monotonic().saturating_sub(begun);
+        let counts = renewed.into_iter().map(|ttl_ms| ttl_ms.filter(|ttl_ms| is_in_time(confirmed, *ttl_ms)));
+        let counts: Vec<Option<u64>> = counts.collect();
+        let count = counts.iter().flatten().count();
+        parts.metrics.lease_keepalives.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        Ok((counts, view.revision()))
+    }
+
+    async fn confirm_lead(&self, timeout: Duration) -> Result<(), Failure> {
+        if mutant::is_active(Mutant::KeepAliveWithoutQuorum) {
+            return Ok(());
         }
+        self.inner.parts.consensus.leader_barrier(timeout).await
+    }
+
+    async fn renew(&self, context: &Context, id: LeaseId) -> Result<Kept, Failure> {
+        self.confirm_lead(context.timeout).await?;
         let view = self.newest();
         let Some(lease) = view.lease(id) else { return Err(Rejection::LeaseNotFound(id).into()) };
         view.allows(&context.caller, &Command::LeaseRenew { id })?;
@@ -374,6 +405,12 @@ enum Kept {
     /// The lease's end, or who counts its time, is being settled.
     NotYet,
     Again,
+}
+
+/// Whether a lead that was confirmed after so long still tells of the lease: after a standstill another member may
+/// lead, and the lease may have ended there.
+fn is_in_time(confirmed: Duration, ttl_ms: u64) -> bool {
+    confirmed < Duration::from_millis(ttl_ms) / 3
 }
 
 /// Only the leader counts time.

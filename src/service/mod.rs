@@ -16,6 +16,7 @@ pub mod lessor;
 mod queues;
 mod ratelimits;
 mod reads;
+mod renewals;
 mod restore;
 mod snapshot;
 #[cfg(test)]
@@ -96,6 +97,7 @@ struct Inner {
     watch_buffers: Arc<Semaphore>,
     /// One backup is taken in at a time.
     restoring: Arc<Semaphore>,
+    renewals: renewals::Renewals,
     started: Duration,
     disk_low: AtomicBool,
     disk_bytes: AtomicU64,
@@ -123,6 +125,7 @@ impl Service {
             admission: Arc::new(Budget::new(options.admission_bytes)),
             watch_buffers: Arc::new(Semaphore::new(limits::WATCH_BUFFERED_BYTES_MAX / watch::BUFFER_UNIT_BYTES)),
             restoring: Arc::new(Semaphore::new(1)),
+            renewals: renewals::Renewals::default(),
             started,
             disk_low: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
@@ -233,6 +236,13 @@ impl Service {
     #[must_use]
     pub fn header(&self) -> Header {
         self.header_at(self.newest().revision())
+    }
+
+    /// The cluster, this member and the term: what of a header costs next to nothing.
+    #[must_use]
+    pub fn origin(&self) -> (u64, u64, u64) {
+        let (term, _) = self.inner.parts.consensus.leadership();
+        (self.inner.member.cluster_id, self.inner.member.id, term)
     }
 
     fn header_at(&self, revision: Revision) -> Header {

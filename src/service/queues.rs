@@ -147,8 +147,9 @@ impl Service {
         let hub = &self.inner.parts.hub;
         let mut own = hub.wait_key(entry.key.clone())?;
         let mut before = None;
+        // The entry's own write, which was just answered and is applied here, is as good as a barrier.
+        let mut confirmed = true;
         loop {
-            self.barrier(context).await?;
             let view = self.newest();
             let there = view.get(&context.caller, &entry.key, 0)?;
             if there.is_none_or(|kv| kv.create_revision != entry.token) {
@@ -156,6 +157,12 @@ impl Service {
             }
             let earlier = end_of(range.clone(), SortOrder::Descending, entry.token - 1);
             let Some(earlier) = view.range(&context.caller, &earlier)?.kvs.into_iter().next() else {
+                if !confirmed {
+                    drop(view);
+                    self.barrier(context).await?;
+                    confirmed = true;
+                    continue;
+                }
                 return match view.lease(entry.lease) {
                     Some(_) => Ok(self.header_at(view.revision())),
                     None => Err(Rejection::LeaseNotFound(entry.lease).into()),
@@ -177,6 +184,7 @@ impl Service {
             if !running {
                 return Err(timed_out(Why::ShuttingDown));
             }
+            confirmed = false;
         }
     }
 

@@ -178,7 +178,7 @@ impl WatchStream {
     /// taken. May be dropped and called again: nothing is lost.
     pub async fn next(&mut self) -> Option<WatchStep> {
         self.buffered = None;
-        if self.ended || self.service.stopping().is_cancelled() {
+        if self.ended || self.watcher.is_over() {
             return None;
         }
         let step = self.step().await;
@@ -235,36 +235,18 @@ impl WatchStream {
 
     /// What the watcher says next, while the caller may hear it.
     async fn watched_with_rights(&mut self) -> Result<WatchItem, Failure> {
-        let mut rights = self.rights.clone();
         loop {
+            let Self { service, watcher, ticks, rights, .. } = self;
             // In this order: rights are looked at again before anything is handed out.
             let changed = tokio::select! {
                 biased;
-                item = self.watched() => return Ok(item),
+                item = watched(service, watcher, ticks) => return Ok(item),
                 changed = rights.changed() => changed,
             };
             if changed.is_err() {
-                return Ok(self.watched().await);
+                return Ok(watched(service, watcher, ticks).await);
             }
-            self.rights.mark_unchanged();
             allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
-        }
-    }
-
-    /// What the watcher says next, with a word on progress when it is due.
-    async fn watched(&mut self) -> WatchItem {
-        loop {
-            let Some(ticks) = &mut self.ticks else { return self.watcher.next().await };
-            tokio::select! {
-                biased;
-                item = self.watcher.next() => return item,
-                _ = ticks.tick() => {
-                    if mutant::is_active(Mutant::BookmarkAhead) {
-                        return WatchItem::Progress(self.service.newest().revision());
-                    }
-                    self.watcher.request_progress();
-                }
-            }
         }
     }
 
@@ -309,8 +291,6 @@ impl WatchStream {
             changes = changes.into_iter().flat_map(halves).collect();
         }
         self.buffer(bytes).await?;
-        // That may have taken a while.
-        allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
         self.taken.clear();
         Ok(WatchStep::Changes(changes))
     }
@@ -332,7 +312,6 @@ impl WatchStream {
             }
             drop(view);
             self.buffer(page.items.iter().map(weight).sum()).await?;
-            allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
             if let Some(listing) = &mut self.listing {
                 match page.next {
                     Some(next) => listing.resume = Some(next),
@@ -347,7 +326,7 @@ impl WatchStream {
         Err(Failure::Fault("a watch lost its listing".to_owned()))
     }
 
-    /// Takes a share of the member's budget for what is about to be handed out.
+    /// Takes a share of the member's budget for what is about to be handed out, to who may still have it then.
     async fn buffer(&mut self, bytes: usize) -> Result<(), Failure> {
         let all = limits::WATCH_BUFFERED_BYTES_MAX / BUFFER_UNIT_BYTES;
         let units = u32::try_from(bytes.div_ceil(BUFFER_UNIT_BYTES).clamp(1, all)).unwrap_or(u32::MAX);
@@ -357,14 +336,34 @@ impl WatchStream {
             return Ok(());
         }
         let share = Arc::clone(buffers).acquire_many_owned(units);
-        match Box::pin(tokio::time::timeout(BUFFER_WAIT, share)).await {
-            Ok(Ok(share)) => {
+        let share = self.service.stopping().run_until_cancelled(tokio::time::timeout(BUFFER_WAIT, share));
+        match Box::pin(share).await {
+            Some(Ok(Ok(share))) => {
                 self.buffered = Some(share);
+                allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
                 Ok(())
             }
-            Ok(Err(_)) | Err(_) => {
+            Some(Ok(Err(_)) | Err(_)) => {
                 self.service.inner.parts.metrics.admission_refused.inc();
                 Err(Failure::not_proposed(Why::Overloaded))
+            }
+            None => Err(Failure::not_proposed(Why::ShuttingDown)),
+        }
+    }
+}
+
+/// What the watcher says next, with a word on progress when it is due.
+async fn watched(service: &Service, watcher: &mut Watcher, ticks: &mut Option<Interval>) -> WatchItem {
+    loop {
+        let Some(ticks) = ticks else { return watcher.next().await };
+        tokio::select! {
+            biased;
+            item = watcher.next() => return item,
+            _ = ticks.tick() => {
+                if mutant::is_active(Mutant::BookmarkAhead) {
+                    return WatchItem::Progress(service.newest().revision());
+                }
+                watcher.request_progress();
             }
         }
     }

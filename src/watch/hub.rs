@@ -61,6 +61,9 @@ pub(super) struct Shared {
     /// Streams registered; read by the publisher to skip waking a hub that has nobody to tell.
     streams: AtomicUsize,
     published: Notify,
+    /// The member is shutting down. Not the token of `tasks`: it has one lock, at which all watchers would meet
+    /// at every event. Set with `live` held.
+    over: AtomicBool,
     pub(super) history: Arc<dyn History>,
     pub(super) catch_ups: Arc<Semaphore>,
     pub(super) tasks: TaskSet,
@@ -131,6 +134,7 @@ impl Hub {
             matched: AtomicI64::new(revision),
             streams: AtomicUsize::new(0),
             published: Notify::new(),
+            over: AtomicBool::new(false),
             history,
             catch_ups: Arc::new(Semaphore::new(options.catch_ups)),
             tasks,
@@ -193,8 +197,9 @@ impl Hub {
         }
     }
 
-    /// Matches what is published against the live watchers until the node stops.
+    /// Matches what is published against the live watchers until the node stops; they end with it.
     pub async fn run(self) {
+        let _over = Over(&self.shared);
         let stopping = self.shared.tasks.stopping().clone();
         loop {
             while self.shared.match_some() {
@@ -231,10 +236,10 @@ impl Hub {
     /// A place in the live set, and the newest revision published by then.
     fn register(&self, parts: Parts) -> Result<(Registration, Revision), Failure> {
         let shared = &self.shared;
-        if shared.tasks.stopping().is_cancelled() {
+        let mut live = shared.live.lock();
+        if shared.is_over() || shared.tasks.stopping().is_cancelled() {
             return Err(Failure::not_proposed(Why::ShuttingDown));
         }
-        let mut live = shared.live.lock();
         if live.slots.len() >= shared.options.streams {
             return Err(Failure::not_proposed(Why::TooManyStreams));
         }
@@ -298,6 +303,21 @@ impl Shared {
 
     pub(super) fn published(&self) -> Revision {
         self.ring.read().revision()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
+/// Ends all watchers when it is dropped.
+struct Over<'a>(&'a Shared);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let live = self.0.live.lock();
+        self.0.over.store(true, Ordering::Release);
+        live.slots.values().for_each(|slot| slot.wake.notify_one());
     }
 }
 

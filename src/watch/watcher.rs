@@ -141,11 +141,8 @@ impl Watcher {
     /// The next item. May be dropped and called again: nothing is lost. After `Compacted` or `Closed`
     /// it is `Closed` for ever.
     pub async fn next(&mut self) -> WatchItem {
-        // Not the token: its copies take turns at one lock, and so would all watchers at every event.
-        let shared = Arc::clone(&self.registration.shared);
-        let stopping = shared.tasks.stopping();
         loop {
-            if stopping.is_cancelled() {
+            if self.is_over() {
                 return WatchItem::Closed(Closed::Stopping);
             }
             if let Some(closed) = &self.closed {
@@ -166,7 +163,7 @@ impl Watcher {
                     false
                 }
                 Step::Read => {
-                    if let Some(item) = self.read(stopping).await {
+                    if let Some(item) = self.read().await {
                         return item;
                     }
                     false
@@ -181,9 +178,15 @@ impl Watcher {
                 return WatchItem::Progress(revision);
             }
             if idle {
-                stopping.run_until_cancelled(self.registration.slot.wake.notified()).await;
+                self.registration.slot.wake.notified().await;
             }
         }
+    }
+
+    /// The member is shutting down.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.registration.shared.is_over()
     }
 
     /// More of what the last `next` began to give, if it is at hand; never waits.
@@ -239,9 +242,12 @@ impl Watcher {
     }
 
     /// Waits for the history read under way.
-    async fn read(&mut self, stopping: &tokio_util::sync::CancellationToken) -> Option<WatchItem> {
+    async fn read(&mut self) -> Option<WatchItem> {
         let reading = self.reading.as_mut()?;
-        let read = stopping.run_until_cancelled(reading).await?;
+        let stopping = self.registration.shared.tasks.stopping();
+        let Some(read) = stopping.run_until_cancelled(reading).await else {
+            return Some(WatchItem::Closed(Closed::Stopping));
+        };
         self.reading = None;
         match read {
             Ok(read) if self.next < read.compacted => {
@@ -351,15 +357,14 @@ impl KeyWait {
     /// Returns true once the key may have changed since the registration or the last call (look again:
     /// it may be what the caller has seen already), and false when the member is shutting down.
     pub async fn changed(&mut self) -> bool {
-        let stopping = self.registration.shared.tasks.stopping().clone();
         loop {
-            if stopping.is_cancelled() {
+            if self.registration.shared.is_over() {
                 return false;
             }
             if self.registration.slot.take().is_some() {
                 return true;
             }
-            stopping.run_until_cancelled(self.registration.slot.wake.notified()).await;
+            self.registration.slot.wake.notified().await;
         }
     }
 }

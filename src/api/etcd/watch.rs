@@ -20,12 +20,11 @@ use crate::model::limits::TIMEOUT_ETCD_MS;
 use crate::model::limits::WATCHES_PER_STREAM_MAX;
 use crate::model::{Caller, EventKind, Failure, Rejection, Revision};
 use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
-use progress::{Told, Watches};
+use progress::{Bell, Told, Watches};
 use prost::Message;
 use queue::{Out, queue};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -52,16 +51,8 @@ impl Watch for Door {
             return Err(known(NO_LEADER));
         }
         let caller = Identity::of(&request);
-        let (out, answers) = queue();
-        let ended = CancellationToken::new();
-        let session = Session {
-            door: self.clone(),
-            caller,
-            out,
-            watches: Arc::new(Watches::default()),
-            ended: ended.clone(),
-            _guard: ended.drop_guard(),
-        };
+        let (out, answers) = queue(self.service().stopping().clone());
+        let session = Session { door: self.clone(), caller, out, watches: Arc::new(Watches::default()) };
         // Watches the end of the member itself, to say so.
         self.state.tasks.spawn("etcd watch stream", session.run(request.into_inner(), needs_leader));
         Ok(Response::new(answers))
@@ -75,8 +66,12 @@ struct Session {
     caller: Result<Caller, Failure>,
     out: Out,
     watches: Arc<Watches>,
-    ended: CancellationToken,
-    _guard: DropGuard,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.watches.end();
+    }
 }
 
 /// The client has gone.
@@ -202,9 +197,8 @@ impl Session {
         match self.door.service().watch(&context, request).await {
             Ok(answer) => {
                 // Before the client knows of it: no word on progress must overtake its events.
-                let (ask, cancel, ended) =
-                    (Arc::new(Notify::new()), self.ended.child_token(), CancellationToken::new());
-                self.watches.add(id, Arc::clone(&ask), cancel.clone(), ended.clone());
+                let (bell, ended) = (Arc::new(Bell::default()), CancellationToken::new());
+                self.watches.add(id, Arc::clone(&bell), ended.clone());
                 let begins = if create.start_revision > 0 { at } else { header(&answer.header) };
                 self.send(pb::WatchResponse { header: Some(begins), ..created(id) }).await?;
                 let followed = Followed {
@@ -213,13 +207,13 @@ impl Session {
                     stream: answer.body,
                     fragment: create.fragment,
                     notify: create.progress_notify,
-                    ask,
-                    cancel,
+                    bell,
                     _ended: ended.drop_guard(),
                     watches: Arc::clone(&self.watches),
                     out: self.out.clone(),
                 };
-                self.door.state.tasks.spawn_until_stop("etcd watch", followed.run());
+                // It ends with the member by itself: to wait for that here would cost every event of every watch.
+                self.door.state.tasks.spawn("etcd watch", followed.run());
                 Ok(())
             }
             Err(Failure::Rejected(Rejection::Compacted { compacted, .. })) => {
@@ -242,16 +236,19 @@ async fn settle(door: &Door, watches: &Watches, out: &Out) -> bool {
     true
 }
 
+fn header_at(door: &Door, revision: Revision) -> pb::ResponseHeader {
+    let (cluster_id, member_id, raft_term) = door.service().origin();
+    pb::ResponseHeader { cluster_id, member_id, revision, raft_term }
+}
+
 fn progress_of(door: &Door, watch_id: i64, revision: Revision) -> pb::WatchResponse {
-    let header = pb::ResponseHeader { revision, ..header(&door.service().header()) };
-    pb::WatchResponse { header: Some(header), watch_id, ..pb::WatchResponse::default() }
+    pb::WatchResponse { header: Some(header_at(door, revision)), watch_id, ..pb::WatchResponse::default() }
 }
 
 /// As etcd says it: without a revision in the header, and without a reason but the compacted revision.
 fn compacted_away(door: &Door, watch_id: i64, compact_revision: Revision) -> pb::WatchResponse {
-    let header = pb::ResponseHeader { revision: 0, ..header(&door.service().header()) };
     pb::WatchResponse {
-        header: Some(header),
+        header: Some(header_at(door, 0)),
         watch_id,
         canceled: true,
         compact_revision,
@@ -266,8 +263,7 @@ struct Followed {
     stream: WatchStream,
     fragment: bool,
     notify: bool,
-    ask: Arc<Notify>,
-    cancel: CancellationToken,
+    bell: Arc<Bell>,
     /// Whoever cancels it waits for its last word.
     _ended: DropGuard,
     watches: Arc<Watches>,
@@ -279,7 +275,11 @@ impl Followed {
         loop {
             let step = tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => {
+                () = self.bell.rung() => {
+                    if !self.bell.ends() {
+                        self.stream.request_progress();
+                        continue;
+                    }
                     let canceled = pb::WatchResponse {
                         header: Some(header(&self.door.service().header())),
                         watch_id: self.id,
@@ -288,10 +288,6 @@ impl Followed {
                     };
                     self.out.send(canceled).await;
                     return;
-                }
-                () = self.ask.notified() => {
-                    self.stream.request_progress();
-                    continue;
                 }
                 step = self.stream.next() => step,
             };
@@ -318,7 +314,7 @@ impl Followed {
         let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
         let mut events = Vec::with_capacity(changes.len());
         changes.into_iter().for_each(|change| push_events(&mut events, change));
-        let at = pb::ResponseHeader { revision, ..header(&self.door.service().header()) };
+        let at = header_at(&self.door, revision);
         let whole = pb::WatchResponse { header: Some(at), watch_id: self.id, events, ..pb::WatchResponse::default() };
         let most = self.door.state.options.request_bytes_max;
         if !self.fragment || whole.encoded_len() <= most {

@@ -5,7 +5,7 @@ use crate::env::TaskSet;
 use crate::model::{Caller, ClaimKind, ClaimName, Failure, LeaseId, Rejection};
 use crate::raft::tests::{LONG, eventually};
 use crate::service::tests::{Members, context};
-use crate::service::{LeaseGrant, Service};
+use crate::service::{LeaseGrant, QueueRequest, Service};
 use bytes::Bytes;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -19,10 +19,41 @@ fn request(of: &ClaimName, lease: LeaseId) -> ClaimRequest {
     ClaimRequest { of: of.clone(), session: Session::Lease(lease), value: Bytes::new(), permits: 1, limit: None }
 }
 
-/// etcd's Jepsen report on locks: whoever has waited long looks at an old state, in which it is first in the queue
-/// and its lease lives. It must not be told that it holds while another does.
+/// Through which door the waiter of a test came.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    Claims,
+    /// etcd's lock service.
+    Queues,
+}
+
+async fn enter(service: Service, door: Door, of: ClaimName, lease: LeaseId) -> Result<String, Failure> {
+    match door {
+        Door::Claims => {
+            let told = service.claim_acquire(&context(LONG), request(&of, lease), LONG, None).await?;
+            Ok(format!("{:?}", told.body))
+        }
+        Door::Queues => {
+            let name = "_tenure/locks/l".into();
+            let asked = QueueRequest { name, lease: Some(lease), ttl_ms: 0, value: None };
+            Ok(format!("{:?}", service.queue_enter(&context(LONG), asked).await?.body))
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_on_a_member_left_behind_is_not_told_that_it_holds() {
+    left_behind(Door::Claims).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_is_one_that_came_by_etcds_lock_service() {
+    left_behind(Door::Queues).await;
+}
+
+/// etcd's Jepsen report on locks: whoever has waited long looks at an old state, in which it is first in the queue
+/// and its lease lives. It must not be told that it holds while another does.
+async fn left_behind(door: Door) {
     const HOLDER: LeaseId = 1;
     const WAITER: LeaseId = 2;
     const NEXT: LeaseId = 3;
@@ -34,10 +65,10 @@ async fn a_waiter_on_a_member_left_behind_is_not_told_that_it_holds() {
     }
     let held = first.claim_acquire(&context(LONG), request(&of, HOLDER), Duration::ZERO, None).await.unwrap();
     assert!(matches!(held.body, Acquired::Held(_)), "{held:?}");
-    let asked = request(&of, WAITER);
+    let entering = enter(third, door, of.clone(), WAITER);
     let (give, mut waiter) = oneshot::channel();
     TaskSet::new().spawn("waiter", async move {
-        give.send(third.claim_acquire(&context(LONG), asked, LONG, None).await).ok();
+        give.send(entering.await).ok();
     });
     // Its member takes in that the lock is free, and does not tell it yet.
     let claims = |id: u64| {
@@ -61,9 +92,10 @@ async fn a_waiter_on_a_member_left_behind_is_not_told_that_it_holds() {
     assert!(told.is_err(), "VIOLATION: a waiter was told {told:?} while another holds");
     members.cluster.net.cut.lock().clear();
     let told = waiter.await.unwrap();
-    assert!(
-        matches!(told, Err(Failure::Rejected(Rejection::LeaseNotFound(WAITER)))),
-        "VIOLATION: a waiter whose lease has ended was told {told:?}"
-    );
+    let refused = match door {
+        Door::Claims => matches!(told, Err(Failure::Rejected(Rejection::LeaseNotFound(WAITER)))),
+        Door::Queues => matches!(told, Err(Failure::Rejected(_))),
+    };
+    assert!(refused, "VIOLATION: a waiter whose lease has ended was told {told:?}");
     members.stop().await;
 }

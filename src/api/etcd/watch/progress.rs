@@ -8,6 +8,7 @@ use crate::model::Revision;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +22,35 @@ struct Inner {
     round: Option<Round>,
 }
 
+/// Rung for a watch that is to say how far it is, or to end.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    rung: Notify,
+    ends: AtomicBool,
+}
+
+impl Bell {
+    pub(super) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+
+    pub(super) fn ends(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
+    }
+
+    fn ask(&self) {
+        self.rung.notify_one();
+    }
+
+    fn end(&self) {
+        self.ends.store(true, Ordering::Release);
+        self.rung.notify_one();
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
-    ask: Arc<Notify>,
-    cancel: CancellationToken,
+    bell: Arc<Bell>,
     ended: CancellationToken,
     answer: Answer,
 }
@@ -70,21 +96,26 @@ impl Watches {
         Some(inner.next - 1)
     }
 
-    pub(super) fn add(&self, id: i64, ask: Arc<Notify>, cancel: CancellationToken, ended: CancellationToken) {
+    pub(super) fn add(&self, id: i64, bell: Arc<Bell>, ended: CancellationToken) {
         let mut inner = self.0.lock();
         let answer = if inner.round.is_some() { Answer::Awaited } else { Answer::NotAsked };
         if answer == Answer::Awaited {
-            ask.notify_one();
+            bell.ask();
         }
-        inner.watches.insert(id, Entry { ask, cancel, ended, answer });
+        inner.watches.insert(id, Entry { bell, ended, answer });
     }
 
     /// Tells a watch to end; the token says when it has.
     pub(super) fn cancel(&self, id: i64) -> Option<CancellationToken> {
         let inner = self.0.lock();
         let entry = inner.watches.get(&id)?;
-        entry.cancel.cancel();
+        entry.bell.end();
         Some(entry.ended.clone())
+    }
+
+    /// Tells all watches to end: their stream has.
+    pub(super) fn end(&self) {
+        self.0.lock().watches.values().for_each(|entry| entry.bell.end());
     }
 
     pub(super) fn forget(&self, id: i64) {
@@ -147,7 +178,7 @@ impl Inner {
         self.round = Some(Round { from, again: false });
         for entry in self.watches.values_mut() {
             entry.answer = Answer::Awaited;
-            entry.ask.notify_one();
+            entry.bell.ask();
         }
     }
 }
@@ -157,7 +188,7 @@ mod tests {
     use super::*;
 
     fn add(watches: &Watches, id: i64) {
-        watches.add(id, Arc::default(), CancellationToken::new(), CancellationToken::new());
+        watches.add(id, Arc::default(), CancellationToken::new());
     }
 
     #[test]

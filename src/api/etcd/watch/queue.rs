@@ -10,6 +10,7 @@ use crate::model::limits::{WATCH_ANSWERS_AHEAD, WATCH_ANSWERS_AHEAD_BYTES};
 use futures_util::{StreamExt, stream};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// A semaphore counts in `u32`.
@@ -23,10 +24,11 @@ type Said = (Result<pb::WatchResponse, Status>, Option<OwnedSemaphorePermit>);
 pub(super) struct Out {
     said: mpsc::Sender<Said>,
     room: Arc<Semaphore>,
+    stopping: CancellationToken,
 }
 
-/// A queue, and what comes out of it.
-pub(super) fn queue() -> (Out, Answers<pb::WatchResponse>) {
+/// A queue, and what comes out of it. Nobody waits for room from the end of the member on.
+pub(super) fn queue(stopping: CancellationToken) -> (Out, Answers<pb::WatchResponse>) {
     let (said, taken) = mpsc::channel(WATCH_ANSWERS_AHEAD);
     let gathered = stream::unfold(taken, |mut taken: mpsc::Receiver<Said>| async move {
         let first = taken.recv().await?;
@@ -38,19 +40,29 @@ pub(super) fn queue() -> (Out, Answers<pb::WatchResponse>) {
         }
         Some((stream::iter(answers).map(|(answer, _share)| answer), taken))
     });
-    (Out { said, room: Arc::new(Semaphore::new(UNITS)) }, gathered.flatten().boxed())
+    (Out { said, room: Arc::new(Semaphore::new(UNITS)), stopping }, gathered.flatten().boxed())
 }
 
 impl Out {
-    /// Waits for room; false if the client has gone.
+    /// Waits for room; false if the client, or the member, has gone.
     pub(super) async fn send(&self, answer: pb::WatchResponse) -> bool {
         let weight = |kv: &KeyValue| kv.key.len() + kv.value.len();
         let told = answer.events.iter().flat_map(|event| [&event.kv, &event.prev_kv]).flatten();
         let units = (told.map(weight).sum::<usize>() / UNIT_BYTES + 1).min(UNITS);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
-        // What is not taken any more is dropped, with its share: nobody waits for a client that has gone.
-        let Ok(share) = Arc::clone(&self.room).acquire_many_owned(units).await else { return false };
-        self.said.send((Ok(answer), Some(share))).await.is_ok()
+        // As a rule there is room.
+        if let Ok(share) = Arc::clone(&self.room).try_acquire_many_owned(units)
+            && let Ok(place) = self.said.try_reserve()
+        {
+            place.send((Ok(answer), Some(share)));
+            return true;
+        }
+        let waiting = async {
+            // What is not taken any more is dropped, with its share: nobody waits for a client that has gone.
+            let share = Arc::clone(&self.room).acquire_many_owned(units).await.ok()?;
+            self.said.send((Ok(answer), Some(share))).await.ok()
+        };
+        self.stopping.run_until_cancelled(waiting).await.flatten().is_some()
     }
 
     /// A last word; a client that takes nothing is not waited for.
@@ -82,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_come_in_order_and_wait_for_room() {
-        let (out, mut answers) = queue();
+        let (out, mut answers) = queue(CancellationToken::new());
         for id in 0..4 {
             assert!(out.send(answer(id, WATCH_ANSWERS_AHEAD_BYTES / 4 - 2 * UNIT_BYTES)).await);
         }
@@ -102,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_answers_than_the_bound_and_none_for_who_has_gone() {
-        let (out, answers) = queue();
+        let (out, answers) = queue(CancellationToken::new());
         for id in 0..WATCH_ANSWERS_AHEAD {
             assert!(out.send(answer(id.try_into().unwrap(), 1)).await);
         }
@@ -118,7 +130,7 @@ mod tests {
     /// Those who speak at the same moment are heard together.
     #[tokio::test]
     async fn what_is_said_at_one_moment_comes_out_together() {
-        let (out, mut answers) = queue();
+        let (out, mut answers) = queue(CancellationToken::new());
         let listening = async {
             let mut at_once = 0;
             assert!(answers.next().await.is_some());
