@@ -295,16 +295,18 @@ impl Followed {
                 Some(WatchStep::Changes(changes)) => self.changes(changes).await,
                 Some(WatchStep::Progress(revision)) => self.progress(revision).await,
                 Some(WatchStep::Failed(failure)) => {
-                    self.failed(failure).await;
+                    if self.failed(failure).await {
+                        self.watches.forget(self.id);
+                        settle(&self.door, &self.watches, &self.out).await;
+                    }
                     false
                 }
                 // Nothing is listed on a watch that begins with changes.
                 Some(WatchStep::Listed(_) | WatchStep::Synced(_) | WatchStep::Reset(_)) => true,
                 None => false,
             };
+            // Who was not told that it ended goes on counting: no word on progress may speak for it.
             if !going_on {
-                self.watches.forget(self.id);
-                settle(&self.door, &self.watches, &self.out).await;
                 return;
             }
         }
@@ -341,7 +343,7 @@ impl Followed {
         }
     }
 
-    async fn failed(&mut self, failure: Failure) {
+    async fn failed(&mut self, failure: Failure) -> bool {
         let answer = match failure {
             Failure::Rejected(Rejection::Compacted { compacted, .. }) => compacted_away(&self.door, self.id, compacted),
             failure => pb::WatchResponse {
@@ -352,7 +354,7 @@ impl Followed {
                 ..pb::WatchResponse::default()
             },
         };
-        self.out.send(answer).await;
+        self.out.send(answer).await
     }
 }
 
