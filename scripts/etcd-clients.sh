@@ -146,7 +146,8 @@ if [[ $all == *,* ]]; then
 else
     expect 'etcdserver: bad leader transferee' move-leader 1
 fi
-# A backup is not etcd's file, and is not taken for one.
+# A backup is taken, is not etcd's file, and is not taken for one.
+expect 'Snapshot saved' snapshot save "$work/saved"
 if command -v curl >/dev/null; then
     curl -fsS --noproxy '*' -o "$work/backup" "http://$endpoint/v1/snapshot"
     expect Error snapshot status "$work/backup"

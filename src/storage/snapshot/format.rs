@@ -2,19 +2,22 @@
 //!
 //! Header: magic (8), format version (4), length of the meta (4), meta, crc32c of all before (4).
 //! Block: length (4, never 0), crc32c over the block's number (8) and its bytes (4), bytes.
-//! Trailer: 0 (4), number of blocks (8), sum of their lengths (8), SHA-256 of all before (32).
+//! Trailer: 0 (4), number of blocks (8), sum of their lengths (8), zeros up to a multiple of 512, SHA-256 of all
+//! before (32). etcd's client knows by that length that a backup ends with a digest.
 //! Integers are little-endian. Nothing follows the trailer.
 
 use super::SnapshotMeta;
 use crate::model::{Fault, codec, limits};
 
 const MAGIC: [u8; 8] = *b"TENURESN";
-const FORMAT: u32 = 1;
+/// 1 had no zeros in its trailer, and was in no release.
+const FORMAT: u32 = 2;
 pub(super) const HEADER_FIXED_BYTES: usize = 16;
 pub(super) const CRC_BYTES: usize = 4;
 pub(super) const FRAME_BYTES: usize = 8;
 pub(super) const COUNTS_BYTES: usize = 16;
 pub(super) const DIGEST_BYTES: usize = 32;
+const ALIGNMENT: u64 = 512;
 
 pub(super) fn header(meta: &SnapshotMeta) -> Result<Vec<u8>, Fault> {
     let meta = codec::encode(meta)?;
@@ -70,6 +73,11 @@ pub(super) fn counts(blocks: u64, payload_bytes: u64) -> Vec<u8> {
     out.extend_from_slice(&blocks.to_le_bytes());
     out.extend_from_slice(&payload_bytes.to_le_bytes());
     out
+}
+
+/// Zeros between the counts, which end at `position`, and the digest.
+pub(super) fn padding(position: u64) -> usize {
+    usize::try_from(position.next_multiple_of(ALIGNMENT) - position).unwrap_or_default()
 }
 
 fn length(length: usize) -> Result<[u8; 4], Fault> {

@@ -1,7 +1,9 @@
 //! Reading a snapshot file as a stream: nothing is held but one buffer and the block handed out.
 
 use super::SnapshotMeta;
-use super::format::{COUNTS_BYTES, CRC_BYTES, DIGEST_BYTES, HEADER_FIXED_BYTES, block_crc, counts, meta_length};
+use super::format::{
+    COUNTS_BYTES, CRC_BYTES, DIGEST_BYTES, HEADER_FIXED_BYTES, block_crc, counts, meta_length, padding,
+};
 use crate::model::{Fault, codec, limits};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::panic_text;
@@ -70,6 +72,11 @@ impl Source {
     fn left(&self) -> u64 {
         let buffered = u64::try_from(self.buffer.len() - self.used).unwrap_or(0);
         self.length.saturating_sub(self.offset) + buffered
+    }
+
+    /// Bytes taken so far.
+    fn position(&self) -> u64 {
+        self.length.saturating_sub(self.left())
     }
 
     /// The next `length` bytes, which the digest has not seen yet.
@@ -193,6 +200,7 @@ impl SnapshotReader {
         if promised != counts(self.blocks, self.payload_bytes)[4..] {
             return Err(self.source.corrupt("blocks are missing or too many"));
         }
+        self.source.take(padding(self.source.position()))?;
         let found: [u8; DIGEST_BYTES] = self.source.digest.clone().finalize().into();
         if self.source.take_unhashed(DIGEST_BYTES)? != found {
             return Err(self.source.corrupt("its digest does not match"));

@@ -140,8 +140,8 @@ fn swapped_and_missing_blocks_are_detected_by_their_own_checksums() {
     let disk = SimDisk::new();
     write(&open(&disk), 1, &[vec![1; 8], vec![2; 8]]).unwrap();
     let file = disk.contents(&path(1)).unwrap();
-    let trailer = 4 + 16 + 32;
-    let (second, first) = (file.len() - trailer - 16, file.len() - trailer - 32);
+    let first = format::header(&meta(1)).unwrap().len();
+    let second = first + 16;
     let mut swapped = file.clone();
     swapped[first..first + 16].copy_from_slice(&file[second..second + 16]);
     swapped[second..second + 16].copy_from_slice(&file[first..first + 16]);
@@ -149,6 +149,16 @@ fn swapped_and_missing_blocks_are_detected_by_their_own_checksums() {
     let mut missing = file.clone();
     missing.drain(second..second + 16);
     assert!(read_planted(&missing).unwrap_err().to_string().contains("missing"));
+}
+
+/// By that length etcd's client knows a backup that ends with a digest.
+#[test]
+fn the_digest_follows_a_multiple_of_512_bytes() {
+    let store = open(&SimDisk::new());
+    for (index, bytes) in (1..).zip((1..1100).step_by(37)) {
+        let written = write(&store, index, &[vec![7; bytes]]).unwrap();
+        assert_eq!(written.file_bytes % 512, 32, "{bytes} bytes");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Writing a snapshot file: one's own, block by block, or the bytes of another member's.
 
-use super::format::{counts, frame, header};
+use super::format::{counts, frame, header, padding};
 use super::reader::{SnapshotReader, SnapshotSummary, verify_file};
 use super::{Inner, SnapshotMeta};
 use crate::model::Fault;
@@ -51,6 +51,11 @@ impl Temporary {
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
+    }
+
+    /// Bytes written so far.
+    fn position(&self) -> u64 {
+        self.offset + u64::try_from(self.buffer.len()).unwrap_or(u64::MAX)
     }
 
     fn drain(&mut self) -> Result<(), Fault> {
@@ -127,6 +132,8 @@ impl SnapshotWriter {
     pub fn finish(mut self) -> Result<SnapshotSummary, Fault> {
         let counts = counts(self.blocks, self.payload_bytes);
         self.write(&counts)?;
+        let padding = padding(self.file.position());
+        self.write(&vec![0; padding])?;
         let digest: [u8; 32] = self.digest.finalize().into();
         self.file.write(&digest)?;
         self.file.flush()?;
