@@ -4,7 +4,7 @@
 //! renewals costs the leader one check of its lead for each question. What takes the leader more than a look
 //! (a lease that is ending, or whose renewal is logged) is asked for alone. Invariants: the leader's check
 //! begins after each of its renewals was asked for; nobody waits for another's lease. There are never more
-//! waiting than there are requests.
+//! waiting than there are requests. It must not know what becomes of a lease: the leader alone does.
 
 use super::leader::Question;
 use super::{Answer, Context, Service};
