@@ -154,7 +154,7 @@ fn reads(rig: &Rig, model: &Model, dice: &mut Dice) {
     let view = rig.machine.reader().view();
     for _ in 0..20 {
         let op = range_op(dice, model.revision);
-        let expected = model.read(&model.state.keys, &op);
+        let expected = model.read(&model.state, &op);
         match (view.range(&ANYBODY, &op), expected) {
             (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{op:?}"),
             (Err(Failure::Rejected(found)), Err(expected)) => assert_eq!(found, expected),

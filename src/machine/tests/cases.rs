@@ -265,6 +265,22 @@ fn an_implicit_lease_lives_as_long_as_its_key_has_it() {
 }
 
 #[test]
+fn a_version_is_shown_on_the_lease_it_has_until_a_write_replaces_it() {
+    let mut rig = Rig::new();
+    let ttl = |id| LeaseChoice::Implicit { id, ttl_ms: 5000 };
+    let written = rig.ops(vec![put_with("a", "1", ttl(1))]).unwrap().revision;
+    rig.command(Command::TtlClear { key: "a".into() }).unwrap();
+    let past = Op::Range(RangeOp { revision: written, ..RangeOp::newest(single("a")) });
+    let reply = rig.ops(vec![past.clone(), put("a", "2"), past.clone()]).unwrap();
+    let after = rig.ops(vec![past]).unwrap();
+    let shown = [&reply.results[0], &reply.results[2], &after.results[0]].map(|result| {
+        let OpReply::Range(range) = result else { panic!("a range was answered {result:?}") };
+        range.kvs[0].lease
+    });
+    assert_eq!(shown, [0, 1, 1], "the write before it in its own transaction counts");
+}
+
+#[test]
 fn hidden_keys_are_touched_only_by_ranges_that_start_below_their_prefix() {
     let mut rig = Rig::new();
     for key in ["_", "_tenure/locks/x", "_tenure0", "z"] {

@@ -357,11 +357,17 @@ impl Model {
 
     /// The keys at a revision that can be read, as they are shown now.
     pub(super) fn at(&self, revision: Revision) -> Option<Keys> {
+        self.seen_from(&self.state, revision)
+    }
+
+    /// A transaction sees the past as its writes so far have left it: a version that it has replaced is
+    /// not the newest any more.
+    fn seen_from(&self, state: &State, revision: Revision) -> Option<Keys> {
         if revision <= 0 {
-            return Some(self.state.keys.clone());
+            return Some(state.keys.clone());
         }
         let keys = self.states.get(&revision).filter(|_| revision >= self.compacted)?;
-        Some(keys.iter().map(|(key, kv)| (key.clone(), self.state.shown(kv))).collect())
+        Some(keys.iter().map(|(key, kv)| (key.clone(), state.shown(kv))).collect())
     }
 
     fn run<'a>(&self, before: &'a Keys) -> Run<'a> {
@@ -383,19 +389,14 @@ impl Model {
         }
     }
 
-    pub(super) fn read(&self, keys: &Keys, op: &RangeOp) -> Result<RangeReply, Rejection> {
+    pub(super) fn read(&self, state: &State, op: &RangeOp) -> Result<RangeReply, Rejection> {
         let current = self.revision;
-        let at;
         let keys = match op.revision {
-            revision if revision <= 0 => keys,
             requested if requested > current => return Err(Rejection::FutureRevision { requested, current }),
-            requested if requested < self.compacted => {
+            requested if requested > 0 && requested < self.compacted => {
                 return Err(Rejection::Compacted { requested, compacted: self.compacted, current });
             }
-            revision => {
-                at = self.at(revision).unwrap();
-                &at
-            }
+            revision => self.seen_from(state, revision).unwrap(),
         };
         let mut found: Vec<KeyValue> = keys.values().filter(|kv| op.range.shows(&kv.key)).cloned().collect();
         let count = found.len() as u64;
@@ -566,7 +567,7 @@ impl Run<'_> {
     fn op(&mut self, model: &Model, op: &Op, operation: u32) -> Result<OpReply, Rejection> {
         match op {
             Op::Txn(txn) => self.txn(model, txn, Some(operation)).map(OpReply::Txn),
-            Op::Range(range) => model.read(&self.state.keys, range).map(OpReply::Range),
+            Op::Range(range) => model.read(&self.state, range).map(OpReply::Range),
             Op::Session { id, .. } if self.state.leases.contains_key(id) => Err(Rejection::LeaseExists(*id)),
             Op::Session { id, ttl_ms, label } => {
                 self.state.start(*id, *ttl_ms, true, label.clone());
