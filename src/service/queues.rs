@@ -266,7 +266,7 @@ impl QueueObserver {
             match self.watcher.next().await {
                 WatchItem::Closed(Closed::Fault(fault)) => return Err(fault.into()),
                 WatchItem::Closed(Closed::Stopping | Closed::Compacted) => return Err(timed_out(Why::ShuttingDown)),
-                WatchItem::Events(_) | WatchItem::Progress(_) | WatchItem::Compacted { .. } => {}
+                WatchItem::Events(_) | WatchItem::Progress(_) | WatchItem::Nudged | WatchItem::Compacted { .. } => {}
             }
         }
     }

@@ -38,7 +38,7 @@ pub struct WatchStream {
     caller: Caller,
     request: WatchRequest,
     watcher: Watcher,
-    /// Rights are asked for again when they may have changed, also where nothing happens.
+    /// Rights are looked at again when they may have changed, also where nothing happens.
     rights: tokio::sync::watch::Receiver<AuthStatus>,
     listing: Option<Box<Listing>>,
     /// Taken from the watcher and not yet handed out: kept here while the budget is waited for.
@@ -219,9 +219,11 @@ impl WatchStream {
             // It is not for long, and every stream would have room for it as long as it lives.
             return Box::pin(self.list()).await.map(Some);
         }
-        if self.taken.is_empty() {
-            match self.watched_with_rights().await? {
+        while self.taken.is_empty() {
+            self.look_at_rights()?;
+            match watched(&self.service, &mut self.watcher, &mut self.ticks).await {
                 WatchItem::Events(events) => self.take(events),
+                WatchItem::Nudged => {}
                 WatchItem::Progress(revision) => return Ok(Some(WatchStep::Progress(revision))),
                 WatchItem::Compacted { requested, compacted, current } => {
                     return Err(Rejection::Compacted { requested, compacted, current }.into());
@@ -233,21 +235,13 @@ impl WatchStream {
         self.changes().await.map(Some)
     }
 
-    /// What the watcher says next, while the caller may hear it.
-    async fn watched_with_rights(&mut self) -> Result<WatchItem, Failure> {
-        loop {
-            let Self { service, watcher, ticks, rights, .. } = self;
-            // In this order: rights are looked at again before anything is handed out.
-            let changed = tokio::select! {
-                biased;
-                item = watched(service, watcher, ticks) => return Ok(item),
-                changed = rights.changed() => changed,
-            };
-            if changed.is_err() {
-                return Ok(watched(service, watcher, ticks).await);
-            }
-            allowed(&self.service.newest(), &self.caller, &self.request.targets)?;
+    /// Whoever changes rights nudges the watchers afterwards: of a change that is not seen here they hear.
+    fn look_at_rights(&mut self) -> Result<(), Rejection> {
+        if !self.rights.has_changed().unwrap_or(false) {
+            return Ok(());
         }
+        self.rights.mark_unchanged();
+        allowed(&self.service.newest(), &self.caller, &self.request.targets)
     }
 
     /// Gathers what is at hand, up to a stream's bound.

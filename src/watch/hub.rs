@@ -8,6 +8,7 @@
 use super::History;
 use super::index::{Index, Parts, parts_of};
 use super::ring::{Ring, Taken};
+use super::signal::Signal;
 use super::watcher::{KeyWait, WatchSpec, Watcher};
 use crate::env::TaskSet;
 use crate::model::{Failure, KeyRange, Rejection, Revision, RevisionEvents, Why, limits};
@@ -82,7 +83,9 @@ struct Live {
 pub(super) struct Slot {
     /// The first matching revision since the reader last looked; 0 is none.
     hint: AtomicI64,
-    pub(super) wake: Notify,
+    pub(super) wake: Signal,
+    /// The reader is to look at what does not come as an event.
+    nudged: AtomicBool,
     /// The first revision that a lagging reader has not handed out; 0 if it does not lag.
     pub(super) behind: AtomicI64,
     pub(super) in_history: AtomicBool,
@@ -91,13 +94,18 @@ pub(super) struct Slot {
 impl Slot {
     fn offer(&self, revision: Revision) {
         if self.hint.compare_exchange(0, revision, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            self.wake.notify_one();
+            self.wake.give();
         }
     }
 
     /// The first matching revision since the last call, if any. Call before looking at the ring.
     pub(super) fn take(&self) -> Option<Revision> {
         Some(self.hint.swap(0, Ordering::AcqRel)).filter(|hint| *hint != 0)
+    }
+
+    /// Whether the reader was nudged since the last call.
+    pub(super) fn was_nudged(&self) -> bool {
+        self.nudged.load(Ordering::Relaxed) && self.nudged.swap(false, Ordering::Acquire)
     }
 
     pub(super) fn peek(&self) -> Option<Revision> {
@@ -163,6 +171,14 @@ impl Hub {
     pub fn reset(&self, revision: Revision) {
         self.shared.ring.write().reset(revision);
         self.wake();
+    }
+
+    /// Has every watcher answer with `Nudged`: something that its caller goes by has changed.
+    pub fn nudge(&self) {
+        for slot in self.shared.live.lock().slots.values() {
+            slot.nudged.store(true, Ordering::Release);
+            slot.wake.give();
+        }
     }
 
     fn wake(&self) {
@@ -317,7 +333,7 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         let live = self.0.live.lock();
         self.0.over.store(true, Ordering::Release);
-        live.slots.values().for_each(|slot| slot.wake.notify_one());
+        live.slots.values().for_each(|slot| slot.wake.give());
     }
 }
 

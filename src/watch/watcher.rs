@@ -42,6 +42,8 @@ pub enum WatchItem {
     Events(RevisionEvents),
     /// Everything wanted up to this revision has been handed out.
     Progress(Revision),
+    /// The hub was told to nudge all watchers.
+    Nudged,
     /// What comes next is compacted away: the watch ends. `requested` is the first revision missing.
     Compacted { requested: Revision, compacted: Revision, current: Revision },
     /// The watch has ended.
@@ -148,6 +150,9 @@ impl Watcher {
             if let Some(closed) = &self.closed {
                 return WatchItem::Closed(closed.clone());
             }
+            if self.registration.slot.was_nudged() {
+                return WatchItem::Nudged;
+            }
             if let Some(events) = self.next_ready() {
                 return WatchItem::Events(events);
             }
@@ -178,7 +183,7 @@ impl Watcher {
                 return WatchItem::Progress(revision);
             }
             if idle {
-                self.registration.slot.wake.notified().await;
+                self.registration.slot.wake.heard().await;
             }
         }
     }
@@ -364,7 +369,7 @@ impl KeyWait {
             if self.registration.slot.take().is_some() {
                 return true;
             }
-            self.registration.slot.wake.notified().await;
+            self.registration.slot.wake.heard().await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! etcd's `Watch`: many watches on one stream.
 //!
-//! One task reads the requests; each watch has a task of its own, and all send into one bounded queue, in
-//! which the order of each watch is kept. Invariants: `created` comes before a watch's events and
+//! One task reads the requests and follows the watches, which send into one bounded queue, in which the
+//! order of each watch is kept: a change that a thousand watches tell wakes it once. Invariants: `created` comes before a watch's events and
 //! `canceled` after them; nothing is left out or split, except where the client asks for fragments; a
 //! word on progress never overtakes events of any watch that it speaks for.
 
@@ -20,11 +20,14 @@ use crate::model::limits::TIMEOUT_ETCD_MS;
 use crate::model::limits::WATCHES_PER_STREAM_MAX;
 use crate::model::{Caller, EventKind, Failure, Rejection, Revision};
 use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use progress::{Bell, Told, Watches};
 use prost::Message;
 use queue::{Out, queue};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -52,26 +55,43 @@ impl Watch for Door {
         }
         let caller = Identity::of(&request);
         let (out, answers) = queue(self.service().stopping().clone());
-        let session = Session { door: self.clone(), caller, out, watches: Arc::new(Watches::default()) };
+        let (follow, followed) = mpsc::channel(1);
+        let session = Session { door: self.clone(), caller, out, watches: Arc::new(Watches::default()), follow };
         // Watches the end of the member itself, to say so.
-        self.state.tasks.spawn("etcd watch stream", session.run(request.into_inner(), needs_leader));
+        self.state.tasks.spawn("etcd watch stream", async move {
+            tokio::select! {
+                () = session.run(request.into_inner(), needs_leader) => {}
+                () = follow_all(followed) => {}
+            }
+        });
         Ok(Response::new(answers))
     }
 }
 
-/// One stream. Dropping it ends its watches.
+/// Follows watches until the last is over and there will be no other.
+async fn follow_all(mut new: mpsc::Receiver<Followed>) {
+    let mut watches = FuturesUnordered::new();
+    let mut more = true;
+    while more || !watches.is_empty() {
+        tokio::select! {
+            biased;
+            followed = new.recv(), if more => match followed {
+                Some(followed) => watches.push(followed.run()),
+                None => more = false,
+            },
+            Some(()) = watches.next(), if !watches.is_empty() => {}
+        }
+    }
+}
+
+/// One stream.
 struct Session {
     door: Door,
     /// Or why no watch will be created.
     caller: Result<Caller, Failure>,
     out: Out,
     watches: Arc<Watches>,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.watches.end();
-    }
+    follow: mpsc::Sender<Followed>,
 }
 
 /// The client has gone.
@@ -212,9 +232,7 @@ impl Session {
                     watches: Arc::clone(&self.watches),
                     out: self.out.clone(),
                 };
-                // It ends with the member by itself: to wait for that here would cost every event of every watch.
-                self.door.state.tasks.spawn("etcd watch", followed.run());
-                Ok(())
+                self.follow.send(followed).await.map_err(|_| Gone)
             }
             Err(Failure::Rejected(Rejection::Compacted { compacted, .. })) => {
                 self.send(created(id)).await?;

@@ -33,12 +33,15 @@ async fn tell(service: &Service) {
                 *log_time = (now_ms, clock.monotonic());
             }
         }
-        service.inner.auth.changes.send_if_modified(|told| {
+        let changed = service.inner.auth.changes.send_if_modified(|told| {
             *told != now && {
                 *told = now;
                 true
             }
         });
+        if changed {
+            service.inner.parts.hub.nudge();
+        }
         if applied.changed().await.is_err() {
             return;
         }

@@ -116,7 +116,7 @@ fn ended(item: &WatchItem) -> Result<(), Failure> {
     match item {
         WatchItem::Closed(Closed::Fault(fault)) => Err(fault.clone().into()),
         WatchItem::Closed(Closed::Stopping | Closed::Compacted) => Err(timed_out(Why::ShuttingDown)),
-        WatchItem::Events(_) | WatchItem::Progress(_) | WatchItem::Compacted { .. } => Ok(()),
+        WatchItem::Events(_) | WatchItem::Progress(_) | WatchItem::Nudged | WatchItem::Compacted { .. } => Ok(()),
     }
 }
 

@@ -107,7 +107,7 @@ impl Stream {
                 assert!(due.is_none_or(|(revision, _)| requested <= revision), "something was skipped before the gap");
                 *self = Self::open(store, &self.targets, Some(compacted)).expect("resuming there is allowed");
             }
-            WatchItem::Closed(closed) => panic!("closed: {closed:?}"),
+            item @ (WatchItem::Nudged | WatchItem::Closed(_)) => panic!("{item:?}"),
         }
     }
 }

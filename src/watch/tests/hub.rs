@@ -47,6 +47,27 @@ async fn kinds_filter_events_not_revisions() {
 }
 
 #[tokio::test]
+async fn a_nudge_reaches_each_watcher_once_whether_it_waits_or_not() {
+    let store = roomy();
+    let mut waiting = store.watch(&[KeyRange::all()], None);
+    let mut busy = store.watch(&[KeyRange::all()], None);
+    {
+        let next = waiting.next();
+        tokio::pin!(next);
+        assert!(futures_util::poll!(next.as_mut()).is_pending());
+        store.put("a");
+        store.hub.nudge();
+        assert!(matches!(next.await, WatchItem::Nudged));
+    }
+    store.hub.match_all();
+    assert!(matches!(must(&mut busy).await, WatchItem::Nudged));
+    for watcher in [&mut waiting, &mut busy] {
+        assert_eq!(keys_at(watcher, 2).await, ["a"]);
+        assert!(is_silent(watcher).await);
+    }
+}
+
+#[tokio::test]
 async fn the_hidden_prefix_is_only_seen_from_below_it() {
     let store = roomy();
     let mut all = store.watch(&[KeyRange::all()], None);

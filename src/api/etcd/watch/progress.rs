@@ -5,11 +5,11 @@
 //! so that the round waits for it.
 
 use crate::model::Revision;
+use crate::watch::Signal;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
@@ -25,13 +25,13 @@ struct Inner {
 /// Rung for a watch that is to say how far it is, or to end.
 #[derive(Debug, Default)]
 pub(super) struct Bell {
-    rung: Notify,
+    rung: Signal,
     ends: AtomicBool,
 }
 
 impl Bell {
     pub(super) async fn rung(&self) {
-        self.rung.notified().await;
+        self.rung.heard().await;
     }
 
     pub(super) fn ends(&self) -> bool {
@@ -39,12 +39,12 @@ impl Bell {
     }
 
     fn ask(&self) {
-        self.rung.notify_one();
+        self.rung.give();
     }
 
     fn end(&self) {
         self.ends.store(true, Ordering::Release);
-        self.rung.notify_one();
+        self.rung.give();
     }
 }
 
@@ -111,11 +111,6 @@ impl Watches {
         let entry = inner.watches.get(&id)?;
         entry.bell.end();
         Some(entry.ended.clone())
-    }
-
-    /// Tells all watches to end: their stream has.
-    pub(super) fn end(&self) {
-        self.0.lock().watches.values().for_each(|entry| entry.bell.end());
     }
 
     pub(super) fn forget(&self, id: i64) {
