@@ -8,9 +8,8 @@
 use super::History;
 use super::index::{Index, Parts, parts_of};
 use super::ring::{Ring, Taken};
-use super::signal::Signal;
 use super::watcher::{KeyWait, WatchSpec, Watcher};
-use crate::env::TaskSet;
+use crate::env::{Signal, TaskSet};
 use crate::model::{Failure, KeyRange, Rejection, Revision, RevisionEvents, Why, limits};
 use crate::telemetry::Metrics;
 use bytes::Bytes;

@@ -15,12 +15,10 @@ mod hub;
 mod index;
 mod intervals;
 mod ring;
-mod signal;
 mod watcher;
 
 pub use hub::{Hub, HubOptions, Lag};
 pub use ring::events_bytes;
-pub(crate) use signal::Signal;
 pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 
 use crate::model::{EventPage, Fault, KeyRange, Revision};

@@ -4,8 +4,8 @@
 //! round began; asked again meanwhile, another follows. A watch whose start is still to come says nothing,
 //! so that the round waits for it.
 
+use crate::env::Signal;
 use crate::model::Revision;
-use crate::watch::Signal;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,19 +8,19 @@ use std::task::Poll;
 /// Given before anyone waits, it is kept; given several times, it is heard once. For one waiter at a time:
 /// a second would take the first one's place.
 #[derive(Debug, Default)]
-pub(crate) struct Signal {
+pub struct Signal {
     given: AtomicBool,
     waiter: AtomicWaker,
 }
 
 impl Signal {
-    pub(crate) fn give(&self) {
+    pub fn give(&self) {
         self.given.store(true, Ordering::Release);
         self.waiter.wake();
     }
 
     /// May be dropped and asked for again: nothing is lost.
-    pub(crate) async fn heard(&self) {
+    pub async fn heard(&self) {
         poll_fn(|cx| {
             if self.take() {
                 return Poll::Ready(());
