@@ -1,4 +1,7 @@
-//! A word left for one waiter, without a lock: every event of every watch passes here.
+//! A word left for one waiter, without a lock: every event of every watch passes here. It must not know what
+//! the word is about.
+//!
+//! Invariant: who hears it sees all that any of its givers did before, also of those whose word was not the last.
 
 use futures_util::task::AtomicWaker;
 use std::future::poll_fn;
@@ -15,7 +18,8 @@ pub struct Signal {
 
 impl Signal {
     pub fn give(&self) {
-        self.given.store(true, Ordering::Release);
+        // Not a store: that would hide from the waiter what an earlier giver did.
+        self.given.swap(true, Ordering::Release);
         self.waiter.wake();
     }
 

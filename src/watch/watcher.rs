@@ -168,7 +168,14 @@ impl Watcher {
                     false
                 }
                 Step::Read => {
-                    if let Some(item) = self.read().await {
+                    let slot = Arc::clone(&self.registration.slot);
+                    let read = tokio::select! {
+                        biased;
+                        read = self.read() => read,
+                        // A nudge is heard before; a hint waits in the slot until the read is done.
+                        () = slot.wake.heard() => None,
+                    };
+                    if let Some(item) = read {
                         return item;
                     }
                     false

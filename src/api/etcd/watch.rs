@@ -1,9 +1,9 @@
 //! etcd's `Watch`: many watches on one stream.
 //!
 //! One task reads the requests and follows the watches, which send into one bounded queue, in which the
-//! order of each watch is kept: a change that a thousand watches tell wakes it once. Invariants: `created` comes before a watch's events and
-//! `canceled` after them; nothing is left out or split, except where the client asks for fragments; a
-//! word on progress never overtakes events of any watch that it speaks for.
+//! order of each watch is kept: a change that many watches tell wakes it once. Invariants: `created` comes
+//! before a watch's events and `canceled` after them; nothing is left out or split, except where the client
+//! asks for fragments; a word on progress never overtakes events of any watch that it speaks for.
 
 mod progress;
 mod queue;
@@ -68,18 +68,15 @@ impl Watch for Door {
     }
 }
 
-/// Follows watches until the last is over and there will be no other.
+/// Follows the watches of a stream, for as long as it may have others.
 async fn follow_all(mut new: mpsc::Receiver<Followed>) {
     let mut watches = FuturesUnordered::new();
-    let mut more = true;
-    while more || !watches.is_empty() {
+    loop {
         tokio::select! {
             biased;
-            followed = new.recv(), if more => match followed {
-                Some(followed) => watches.push(followed.run()),
-                None => more = false,
-            },
-            Some(()) = watches.next(), if !watches.is_empty() => {}
+            Some(followed) = new.recv() => watches.push(followed.run()),
+            Some(()) = watches.next() => {}
+            else => return,
         }
     }
 }

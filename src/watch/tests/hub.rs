@@ -304,6 +304,25 @@ async fn dropping_a_watcher_frees_its_place() {
 }
 
 #[tokio::test]
+async fn a_nudge_is_heard_while_history_is_read() {
+    let store = Store::new(tiny());
+    for _ in 0..300 {
+        store.put("a");
+    }
+    let mut watcher = store.watch(&[KeyRange::key("a")], Some(1));
+    {
+        let next = watcher.next();
+        tokio::pin!(next);
+        assert!(futures_util::poll!(next.as_mut()).is_pending(), "history is read elsewhere");
+        store.hub.nudge();
+        assert!(matches!(futures_util::poll!(next), std::task::Poll::Ready(WatchItem::Nudged)));
+    }
+    for revision in 2..=301 {
+        assert_eq!(keys_at(&mut watcher, revision).await, ["a"]);
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_next_loses_nothing() {
     let store = Store::new(tiny());
     for _ in 0..300 {
