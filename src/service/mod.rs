@@ -33,7 +33,7 @@ pub use queues::{QueueEntry, QueueObserver, QueueRequest};
 pub use ratelimits::RateState;
 pub use restore::Upload;
 pub use types::*;
-pub use watch::WatchStream;
+pub use watch::{WatchGroup, WatchStream};
 
 use crate::env::{Clock, Entropy, TaskSet};
 use crate::machine::View;

@@ -8,13 +8,14 @@
 use super::{Answer, AuthStatus, Change, Context, OnCompacted, Service, WatchRequest, WatchStart, WatchStep};
 use crate::machine::View;
 use crate::model::{
-    Caller, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why, key,
-    limits,
+    Caller, Event, Failure, KeyRange, KeyValue, ListOp, RangeSort, Rejection, Revision, RevisionEvents, SortOrder, Why,
+    key, limits,
 };
 use crate::storage::mutant::{self, Mutant};
 use crate::telemetry::watch::WatchLag;
-use crate::watch::{Closed, WatchItem, WatchSpec, Watcher, events_bytes};
+use crate::watch::{Closed, Group, Handed, Tag, WatchItem, WatchSpec, Watcher, events_bytes};
 use bytes::Bytes;
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,7 +154,67 @@ fn allowed(view: &View, caller: &Caller, targets: &[KeyRange]) -> Result<(), Rej
     targets.iter().try_for_each(|target| view.allows(caller, target))
 }
 
+/// Watches of one caller that one task follows: their changes are read together while they are up with the store,
+/// and each says all else, and what it has to catch up with, itself.
+#[derive(Debug)]
+pub struct WatchGroup {
+    service: Service,
+    caller: Caller,
+    group: Group,
+}
+
+impl Service {
+    #[must_use]
+    pub fn watch_group(&self, caller: Caller) -> WatchGroup {
+        WatchGroup { service: self.clone(), caller, group: self.inner.parts.hub.group() }
+    }
+}
+
+impl WatchGroup {
+    /// Returns when there may be changes for one of the watches. May be dropped and asked for again.
+    pub async fn heard(&self) {
+        self.group.heard().await;
+    }
+
+    /// Hands out the changes at hand, of each watch in turn by its id; never waits. A watch that may not have
+    /// them any more, or for which `hand` has no room and says so, takes them from its own stream. True if there
+    /// is more, of which it is heard again.
+    pub fn read(&self, mut hand: impl FnMut(i64, Vec<Change>) -> bool) -> bool {
+        // Of after the changes were published: whose rights ended before is not told of them.
+        let view = OnceCell::new();
+        self.group.read(|Handed { tag, targets, revisions }| {
+            let view = view.get_or_init(|| self.service.newest());
+            if self.service.ensure_sound().is_err() || allowed(view, &self.caller, targets).is_err() {
+                return false;
+            }
+            let changes = revisions.into_iter().map(|events| {
+                let previous = if tag.prev { previous(view, &events)? } else { Vec::new() };
+                Ok(Change { events, previous })
+            });
+            match changes.collect::<Result<_, Failure>>() {
+                Ok(changes) => hand(tag.id, changes),
+                Err(_) => false,
+            }
+        })
+    }
+}
+
+/// What was there before each of the events, where it is not compacted away.
+fn previous(view: &View, events: &RevisionEvents) -> Result<Vec<Option<KeyValue>>, Failure> {
+    let read = |event: &Event| match event.prev.map(|prev| view.record(prev)) {
+        Some(Ok(kv)) => Ok(Some(kv)),
+        Some(Err(Failure::Rejected(Rejection::Compacted { .. }))) | None => Ok(None),
+        Some(Err(failure)) => Err(failure),
+    };
+    events.events.iter().map(read).collect()
+}
+
 impl WatchStream {
+    /// From now on the group hands out its changes while it is up with the store, under this id.
+    pub fn join(&mut self, group: &WatchGroup, id: i64) {
+        self.watcher.join(&group.group, Tag { id, prev: self.request.prev });
+    }
+
     /// The revision after which the changes of this stream begin.
     #[must_use]
     pub fn start(&self) -> Revision {
@@ -263,20 +324,8 @@ impl WatchStream {
         let mut bytes = 0;
         for events in &self.taken {
             bytes += events_bytes(&events.events);
-            let mut previous = Vec::new();
-            if self.request.prev {
-                for event in events.events.iter() {
-                    let kv = event.prev.map(|prev| view.record(prev));
-                    previous.push(match kv {
-                        Some(Ok(kv)) => {
-                            bytes += weight(&kv);
-                            Some(kv)
-                        }
-                        Some(Err(Failure::Rejected(Rejection::Compacted { .. }))) | None => None,
-                        Some(Err(failure)) => return Err(failure),
-                    });
-                }
-            }
+            let previous = if self.request.prev { previous(&view, events)? } else { Vec::new() };
+            bytes += previous.iter().flatten().map(weight).sum::<usize>();
             changes.push(Change { events: events.clone(), previous });
         }
         drop(view);

@@ -6,6 +6,7 @@
 //! is matched later sets it again, and nothing falls between.
 
 use super::History;
+use super::group::Group;
 use super::index::{Index, Parts, parts_of};
 use super::ring::{Ring, Taken};
 use super::watcher::{KeyWait, WatchSpec, Watcher};
@@ -55,7 +56,7 @@ pub struct Hub {
 pub(super) struct Shared {
     pub(super) options: HubOptions,
     ring: RwLock<Ring>,
-    live: Mutex<Live>,
+    pub(super) live: Mutex<Live>,
     /// Every revision up to this one has been matched against the live watchers.
     matched: AtomicI64,
     /// Streams registered; read by the publisher to skip waking a hub that has nobody to tell.
@@ -71,9 +72,11 @@ pub(super) struct Shared {
 }
 
 #[derive(Debug)]
-struct Live {
-    index: Index<Arc<Slot>>,
+pub(super) struct Live {
+    /// Whom to leave word for, by the watcher: its own slot, or that of the group which reads for it.
+    pub(super) index: Index<Arc<Slot>>,
     slots: BTreeMap<u64, Arc<Slot>>,
+    pub(super) groups: BTreeMap<u64, Arc<Slot>>,
     next_id: u64,
 }
 
@@ -85,13 +88,20 @@ pub(super) struct Slot {
     pub(super) wake: Signal,
     /// The reader is to look at what does not come as an event.
     nudged: AtomicBool,
+    /// A group reads for it. Set with `live` held.
+    pub(super) grouped: AtomicBool,
     /// The first revision that a lagging reader has not handed out; 0 if it does not lag.
     pub(super) behind: AtomicI64,
     pub(super) in_history: AtomicBool,
 }
 
 impl Slot {
-    fn offer(&self, revision: Revision) {
+    pub(super) fn offer(&self, revision: Revision) {
+        // The hub comes here for every watcher of a group. Who took a word that is still seen here looks at the
+        // ring after it, and so after what is being matched was put there.
+        if self.hint.load(Ordering::Relaxed) != 0 {
+            return;
+        }
         if self.hint.compare_exchange(0, revision, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.wake.give();
         }
@@ -126,8 +136,10 @@ pub struct Lag {
 pub(super) struct Registration {
     pub(super) shared: Arc<Shared>,
     pub(super) slot: Arc<Slot>,
-    id: u64,
-    parts: Parts,
+    pub(super) id: u64,
+    pub(super) parts: Arc<Parts>,
+    /// Which reads for it, when it can.
+    pub(super) group: Option<Group>,
 }
 
 impl Hub {
@@ -137,7 +149,7 @@ impl Hub {
         let revision = history.revision();
         let shared = Shared {
             ring: RwLock::new(Ring::new(revision, options.ring_bytes)),
-            live: Mutex::new(Live { index: Index::new(), slots: BTreeMap::new(), next_id: 0 }),
+            live: Mutex::new(Live::new()),
             matched: AtomicI64::new(revision),
             streams: AtomicUsize::new(0),
             published: Notify::new(),
@@ -202,7 +214,10 @@ impl Hub {
     #[must_use]
     pub fn lag(&self) -> Lag {
         let published = self.revision();
-        let slots: Vec<Arc<Slot>> = self.shared.live.lock().slots.values().cloned().collect();
+        let slots: Vec<Arc<Slot>> = {
+            let live = self.shared.live.lock();
+            live.slots.values().chain(live.groups.values()).cloned().collect()
+        };
         let waiting = |slot: &Arc<Slot>| [slot.behind.load(Ordering::Relaxed), slot.peek().unwrap_or(0)];
         let first = slots.iter().flat_map(waiting).filter(|revision| *revision != 0).min();
         let slowest = first.map_or(0, |first| published.saturating_add(1).saturating_sub(first));
@@ -248,6 +263,16 @@ impl Hub {
         Ok(KeyWait::new(registration))
     }
 
+    /// For watchers that one task polls.
+    #[must_use]
+    pub fn group(&self) -> Group {
+        let mut live = self.shared.live.lock();
+        live.next_id += 1;
+        let (id, slot) = (live.next_id, Arc::new(Slot::default()));
+        live.groups.insert(id, Arc::clone(&slot));
+        Group::new(Arc::clone(&self.shared), slot, id)
+    }
+
     /// A place in the live set, and the newest revision published by then.
     fn register(&self, parts: Parts) -> Result<(Registration, Revision), Failure> {
         let shared = &self.shared;
@@ -273,7 +298,8 @@ impl Hub {
         // Read only now: whoever publishes after this lock sees the new stream, and what was published
         // before it can be read by the caller.
         let current = shared.ring.read().revision();
-        Ok((Registration { shared: Arc::clone(shared), slot, id, parts }, current))
+        let parts = Arc::new(parts);
+        Ok((Registration { shared: Arc::clone(shared), slot, id, parts, group: None }, current))
     }
 }
 
@@ -290,7 +316,8 @@ impl Shared {
             Taken::None => return false,
             // Too slow, or the store has jumped: each watcher has to look for itself.
             Taken::Gone => {
-                live.slots.values().for_each(|slot| slot.offer(from));
+                let alone = live.slots.values().filter(|slot| !slot.grouped.load(Ordering::Relaxed));
+                alone.chain(live.groups.values()).for_each(|slot| slot.offer(from));
                 (published, false)
             }
             Taken::Some { revisions, more } => {
@@ -336,8 +363,24 @@ impl Drop for Over<'_> {
     }
 }
 
+impl Live {
+    fn new() -> Self {
+        Self { index: Index::new(), slots: BTreeMap::new(), groups: BTreeMap::new(), next_id: 0 }
+    }
+}
+
+impl Registration {
+    /// A group reads for it.
+    pub(super) fn is_grouped(&self) -> bool {
+        self.slot.grouped.load(Ordering::Relaxed)
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
+        if let Some(group) = self.group.take() {
+            group.forget(self.id);
+        }
         let mut live = self.shared.live.lock();
         live.index.remove(&self.parts, self.id);
         live.slots.remove(&self.id);
@@ -354,6 +397,6 @@ impl Hub {
 
     pub(super) fn is_empty(&self) -> bool {
         let live = self.shared.live.lock();
-        live.index.is_empty() && live.slots.is_empty()
+        live.index.is_empty() && live.slots.is_empty() && live.groups.is_empty()
     }
 }

@@ -4,19 +4,22 @@
 //! does not depend on how many watch. The hub's own task (`Hub::run`) matches what was published
 //! against the live watchers (`index`: an exact-key map and an interval tree) and only *wakes* those
 //! it concerns. Each watcher then reads on from its own position: out of the ring, or, once the ring
-//! has moved past it, out of the store's history at its own pace (`watcher`). So a slow watcher holds
+//! has moved past it, out of the store's history at its own pace (`watcher`). For watchers that one task
+//! polls, and that are up with the hub, a `group` reads once. So a slow watcher holds
 //! one position and at most one chunk of events, and nobody waits for it.
 //!
 //! Invariants: a watcher gets every matching event after its start exactly once, in revision order,
 //! all events of a revision together; progress never runs ahead of what was handed out; a gap is
 //! only ever an explicit `Compacted`. It must not know protocols, HTTP, JSON or protobuf.
 
+mod group;
 mod hub;
 mod index;
 mod intervals;
 mod ring;
 mod watcher;
 
+pub use group::{Group, Handed, Tag};
 pub use hub::{Hub, HubOptions, Lag};
 pub use ring::events_bytes;
 pub use watcher::{Closed, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};

@@ -3,6 +3,7 @@
 //! Invariant: everything below `next` that matches has been handed out or is in `ready`. While
 //! `behind` is false, nothing between `next` and the slot's hint matches, so the reader skips there.
 
+use super::group::{Group, Tag};
 use super::hub::{Registration, Shared};
 use super::ring::{Taken, events_bytes};
 use crate::model::{Event, EventKind, EventPage, Fault, KeyRange, Revision, RevisionEvents};
@@ -63,9 +64,9 @@ pub enum Closed {
 /// A watch. Dropping it frees everything it holds.
 pub struct Watcher {
     registration: Registration,
-    /// Shared with reads of history under way.
-    targets: Arc<[KeyRange]>,
-    kinds: Kinds,
+    wanted: Wanted,
+    /// What the reader of its group knows it by.
+    tag: Option<Tag>,
     start: Revision,
     next: Revision,
     behind: bool,
@@ -76,6 +77,33 @@ pub struct Watcher {
     read_records: usize,
     in_history: bool,
     closed: Option<Closed>,
+}
+
+/// What of a revision is for a watcher.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Shared with reads of history under way.
+    pub(super) targets: Arc<[KeyRange]>,
+    kinds: Kinds,
+}
+
+impl Wanted {
+    pub(super) fn of(&self, all: &RevisionEvents) -> Option<RevisionEvents> {
+        let wants =
+            |event: &Event| self.is_of_kind(event) && self.targets.iter().any(|target| target.shows(&event.kv.key));
+        if all.events.iter().all(wants) {
+            return (!all.events.is_empty()).then(|| all.clone());
+        }
+        let events: Arc<[Event]> = all.events.iter().filter(|event| wants(event)).cloned().collect();
+        (!events.is_empty()).then_some(RevisionEvents { revision: all.revision, events })
+    }
+
+    pub(super) fn is_of_kind(&self, event: &Event) -> bool {
+        match event.kind {
+            EventKind::Put => self.kinds.puts,
+            EventKind::Delete(_) => self.kinds.deletes,
+        }
+    }
 }
 
 type Reading = Pin<Box<dyn Future<Output = Result<HistoryRead, Fault>> + Send>>;
@@ -98,8 +126,8 @@ impl Watcher {
     pub(super) fn new(registration: Registration, spec: WatchSpec, next: Revision) -> Self {
         Self {
             registration,
-            targets: spec.targets.into(),
-            kinds: spec.kinds,
+            wanted: Wanted { targets: spec.targets.into(), kinds: spec.kinds },
+            tag: None,
             start: next.saturating_sub(1),
             next,
             behind: true,
@@ -126,12 +154,33 @@ impl Watcher {
         // In this order: with nothing hinted after `matched` was read, nothing up to it is outstanding.
         let matched = shared.matched();
         let position = match (self.ready.front(), self.registration.slot.peek()) {
+            _ if self.registration.is_grouped() => self.group_position().max(self.next) - 1,
             (Some(events), _) => events.revision - 1,
             (None, _) if self.behind => self.next - 1,
             (None, Some(hint)) => self.next.max(hint) - 1,
             (None, None) => matched.max(self.next - 1),
         };
         (position <= shared.published().max(shared.history.revision())).then_some(position)
+    }
+
+    /// From now on the group reads for it whenever it has nothing left to hand out. For good: it cannot leave.
+    pub fn join(&mut self, group: &Group, tag: Tag) {
+        self.registration.group = Some(group.clone());
+        self.tag = Some(tag);
+    }
+
+    fn group_position(&self) -> Revision {
+        self.registration.group.as_ref().map_or(0, Group::position)
+    }
+
+    /// Has its group, if it has one, read for it from now on.
+    fn rest(&mut self) {
+        let Some((group, tag)) = self.registration.group.as_ref().zip(self.tag) else { return };
+        if !self.registration.is_grouped()
+            && let Some(from) = group.take_in(&self.registration, tag, &self.wanted, self.next)
+        {
+            self.next = from;
+        }
     }
 
     /// Makes this or the next `next` answer with `Progress` once no event is at hand. A watch that
@@ -190,6 +239,7 @@ impl Watcher {
                 return WatchItem::Progress(revision);
             }
             if idle {
+                self.rest();
                 self.registration.slot.wake.heard().await;
             }
         }
@@ -245,7 +295,7 @@ impl Watcher {
                     self.in_history = true;
                     self.registration.shared.metrics.watch_catchups.inc();
                 }
-                let targets = Arc::clone(&self.targets);
+                let targets = Arc::clone(&self.wanted.targets);
                 let shared = &self.registration.shared;
                 self.reading = Some(start_reading(shared, targets, self.next, self.read_records));
                 Step::Read
@@ -305,25 +355,10 @@ impl Watcher {
         for events in revisions {
             debug_assert!(events.revision >= self.next, "read back to {} at {}", events.revision, self.next);
             self.next = events.revision + 1;
-            if let Some(wanted) = self.wanted(events) {
+            if let Some(wanted) = self.wanted.of(&events) {
                 self.ready.push_back(wanted);
             }
         }
-    }
-
-    fn wanted(&self, all: RevisionEvents) -> Option<RevisionEvents> {
-        let wants = |event: &Event| {
-            let kind = match event.kind {
-                EventKind::Put => self.kinds.puts,
-                EventKind::Delete(_) => self.kinds.deletes,
-            };
-            kind && self.targets.iter().any(|target| target.shows(&event.kv.key))
-        };
-        if all.events.iter().all(wants) {
-            return (!all.events.is_empty()).then_some(all);
-        }
-        let events: Arc<[Event]> = all.events.iter().filter(|event| wants(event)).cloned().collect();
-        (!events.is_empty()).then_some(RevisionEvents { revision: all.revision, events })
     }
 }
 
@@ -348,7 +383,7 @@ fn start_reading(shared: &Arc<Shared>, targets: Arc<[KeyRange]>, from: Revision,
 impl std::fmt::Debug for Watcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watcher")
-            .field("targets", &self.targets)
+            .field("wanted", &self.wanted)
             .field("next", &self.next)
             .field("behind", &self.behind)
             .finish_non_exhaustive()

@@ -19,7 +19,9 @@ use super::{Answers, Door, Identity};
 use crate::model::limits::TIMEOUT_ETCD_MS;
 use crate::model::limits::WATCHES_PER_STREAM_MAX;
 use crate::model::{Caller, EventKind, Failure, Rejection, Revision};
-use crate::service::{Change, Context, Kinds, OnCompacted, WatchRequest, WatchStart, WatchStep, WatchStream};
+use crate::service::{
+    Change, Context, Kinds, OnCompacted, WatchGroup, WatchRequest, WatchStart, WatchStep, WatchStream,
+};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use progress::{Bell, Told, Watches};
@@ -56,29 +58,46 @@ impl Watch for Door {
         let caller = Identity::of(&request);
         let (out, answers) = queue(self.service().stopping().clone());
         let (follow, followed) = mpsc::channel(1);
-        let session = Session { door: self.clone(), caller, out, watches: Arc::new(Watches::default()), follow };
+        // Whom nobody knows opens no watch.
+        let group = Arc::new(self.service().watch_group(caller.clone().unwrap_or(Caller::Anonymous)));
+        let following = follow_all(followed, Arc::clone(&group), self.clone(), out.clone());
+        let session = Session { door: self.clone(), caller, out, watches: Arc::default(), group, follow };
         // Watches the end of the member itself, to say so.
         self.state.tasks.spawn("etcd watch stream", async move {
             tokio::select! {
                 () = session.run(request.into_inner(), needs_leader) => {}
-                () = follow_all(followed) => {}
+                () = following => {}
             }
         });
         Ok(Response::new(answers))
     }
 }
 
-/// Follows the watches of a stream, for as long as it may have others.
-async fn follow_all(mut new: mpsc::Receiver<Followed>) {
+/// Follows the watches of a stream: each by itself, and the changes of those that are up with the store together.
+async fn follow_all(mut new: mpsc::Receiver<Followed>, group: Arc<WatchGroup>, door: Door, out: Out) {
     let mut watches = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
-            Some(followed) = new.recv() => watches.push(followed.run()),
+            followed = new.recv() => match followed {
+                Some(followed) => watches.push(followed.run()),
+                None => return,
+            },
             Some(()) = watches.next() => {}
-            else => return,
+            () = group.heard() => if read(&group, &door, &out) {
+                tokio::task::yield_now().await;
+            },
         }
     }
+}
+
+/// True if there is more. What there is no room for, the watch itself waits with.
+fn read(group: &WatchGroup, door: &Door, out: &Out) -> bool {
+    let at = header_at(door, 0);
+    group.read(|id, changes| {
+        let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
+        out.send_now(changed(pb::ResponseHeader { revision, ..at }, id, changes)).is_none()
+    })
 }
 
 /// One stream.
@@ -88,6 +107,7 @@ struct Session {
     caller: Result<Caller, Failure>,
     out: Out,
     watches: Arc<Watches>,
+    group: Arc<WatchGroup>,
     follow: mpsc::Sender<Followed>,
 }
 
@@ -212,7 +232,11 @@ impl Session {
         let at = header(&self.door.service().header());
         let created = |watch_id| pb::WatchResponse { header: Some(at), watch_id, created: true, ..Default::default() };
         match self.door.service().watch(&context, request).await {
-            Ok(answer) => {
+            Ok(mut answer) => {
+                // What may have to be told in parts waits for room between them.
+                if !create.fragment {
+                    answer.body.join(&self.group, id);
+                }
                 // Before the client knows of it: no word on progress must overtake its events.
                 let (bell, ended) = (Arc::new(Bell::default()), CancellationToken::new());
                 self.watches.add(id, Arc::clone(&bell), ended.clone());
@@ -329,10 +353,7 @@ impl Followed {
 
     async fn changes(&mut self, changes: Vec<Change>) -> bool {
         let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
-        let mut events = Vec::with_capacity(changes.len());
-        changes.into_iter().for_each(|change| push_events(&mut events, change));
-        let at = header_at(&self.door, revision);
-        let whole = pb::WatchResponse { header: Some(at), watch_id: self.id, events, ..pb::WatchResponse::default() };
+        let whole = changed(header_at(&self.door, revision), self.id, changes);
         let most = self.door.state.options.request_bytes_max;
         if !self.fragment || whole.encoded_len() <= most {
             return self.out.send(whole).await;
@@ -371,6 +392,12 @@ impl Followed {
         };
         self.out.send(answer).await
     }
+}
+
+fn changed(at: pb::ResponseHeader, watch_id: i64, changes: Vec<Change>) -> pb::WatchResponse {
+    let mut events = Vec::with_capacity(changes.len());
+    changes.into_iter().for_each(|change| push_events(&mut events, change));
+    pb::WatchResponse { header: Some(at), watch_id, events, ..pb::WatchResponse::default() }
 }
 
 fn push_events(events: &mut Vec<mvccpb::Event>, change: Change) {

@@ -1,5 +1,6 @@
 //! A seeded checker: random writers, compactions, snapshot installs, slow readers, resumes and future
-//! starts, each stream compared with the full list of events. Plus the same rules under real threads.
+//! starts, groups with and without room, each stream compared with the full list of events. Plus the same rules under
+//! real threads.
 
 use super::*;
 use proptest::prelude::*;
@@ -14,9 +15,11 @@ enum Step {
     Match,
     /// Compacts this share (of 8) of the history.
     Compact(i64),
-    /// Opens a stream at an offset from the newest revision.
-    Open(Vec<usize>, Option<i64>),
+    /// Opens a stream at an offset from the newest revision, in the group or by itself.
+    Open(Vec<usize>, Option<i64>, bool),
     Read(prop::sample::Index, usize),
+    /// Reads what the group has at hand, with room for so many answers.
+    ReadGroup(usize),
     Progress(prop::sample::Index),
     Drop(prop::sample::Index),
 }
@@ -37,7 +40,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_usize..20).prop_map(Step::Install),
         4 => Just(Step::Match),
         1 => (1_i64..=8).prop_map(Step::Compact),
-        2 => (prop::collection::vec(0..targets().len(), 1..4), offset).prop_map(|(t, o)| Step::Open(t, o)),
+        2 => (prop::collection::vec(0..targets().len(), 1..4), offset, any::<bool>())
+            .prop_map(|(t, o, grouped)| Step::Open(t, o, grouped)),
+        3 => (0_usize..6).prop_map(Step::ReadGroup),
         6 => (any::<prop::sample::Index>(), 1_usize..12).prop_map(|(w, n)| Step::Read(w, n)),
         2 => any::<prop::sample::Index>().prop_map(Step::Progress),
         1 => any::<prop::sample::Index>().prop_map(Step::Drop),
@@ -47,21 +52,31 @@ fn step() -> impl Strategy<Value = Step> {
 /// One stream and what it must say next.
 struct Stream {
     watcher: Watcher,
+    /// In the group, if it is in one.
+    id: Option<i64>,
     targets: Vec<KeyRange>,
     /// Everything wanted up to here was delivered.
     position: Revision,
 }
 
 impl Stream {
-    fn open(store: &Store, targets: &[KeyRange], after: Option<Revision>) -> Option<Self> {
+    fn open(
+        store: &Store,
+        group: Option<(&Group, i64)>,
+        targets: &[KeyRange],
+        after: Option<Revision>,
+    ) -> Option<Self> {
         let result = store.hub.watch(spec(targets, after));
         let compacted = store.past.compacted_revision();
         let refused = after.is_some_and(|after| after + 1 < compacted);
         assert_eq!(result.is_err(), refused, "after {after:?}, compacted {compacted}: {result:?}");
-        let watcher = result.ok()?;
+        let mut watcher = result.ok()?;
         let position = watcher.start();
         assert_eq!(position, after.unwrap_or(store.hub.revision()));
-        Some(Self { watcher, targets: targets.to_vec(), position })
+        if let Some((group, id)) = group {
+            watcher.join(group, Tag { id, prev: false });
+        }
+        Some(Self { watcher, id: group.map(|(_, id)| id), targets: targets.to_vec(), position })
     }
 
     /// The first revision not yet delivered that has anything for this stream.
@@ -83,38 +98,84 @@ impl Stream {
         self.position = revision;
     }
 
-    /// Reads one item that is known to be due. False when the stream ended and could not be resumed.
-    async fn read(&mut self, store: &Store) {
+    fn got(&mut self, store: &Store, events: &RevisionEvents) {
+        let (revision, wanted) = self.expected(store).expect("events that were due");
+        assert_eq!(events.revision, revision);
+        assert_eq!(&events.events[..], &wanted[..], "at revision {revision}");
+        self.position = revision;
+    }
+
+    fn item(&mut self, store: &Store, group: &Group, item: WatchItem) {
         let due = self.expected(store);
-        if due.is_none() {
-            self.watcher.request_progress();
-            if self.position > store.revision() {
-                assert!(is_silent(&mut self.watcher).await, "a future start must be silent");
-                return;
-            }
-        }
-        match must(&mut self.watcher).await {
-            WatchItem::Events(events) => {
-                let (revision, wanted) = due.expect("events that were due");
-                assert_eq!(events.revision, revision);
-                assert_eq!(&events.events[..], &wanted[..], "at revision {revision}");
-                self.position = revision;
-            }
+        match item {
+            WatchItem::Events(events) => self.got(store, &events),
             WatchItem::Progress(revision) => self.progressed(store, revision),
             WatchItem::Compacted { requested, compacted, current } => {
                 assert_eq!((compacted, current), (store.past.compacted_revision(), store.revision()));
                 assert!(requested > self.position && requested < compacted);
                 assert!(due.is_none_or(|(revision, _)| requested <= revision), "something was skipped before the gap");
-                *self = Self::open(store, &self.targets, Some(compacted)).expect("resuming there is allowed");
+                let group = self.id.map(|id| (group, id));
+                *self = Self::open(store, group, &self.targets, Some(compacted)).expect("resuming there is allowed");
             }
             item @ (WatchItem::Nudged | WatchItem::Closed(_)) => panic!("{item:?}"),
         }
     }
 }
 
+/// Has the group hand out what it has, as long as there is room; how many answers it gave.
+fn read_group(store: &Store, group: &Group, streams: &mut [Stream], mut room: usize) -> usize {
+    let mut answers = 0;
+    group.read(|Handed { tag, targets, revisions }| {
+        if room == 0 {
+            return false;
+        }
+        let stream = streams.iter_mut().find(|stream| stream.id == Some(tag.id)).expect("a stream that is there");
+        assert_eq!(targets, &stream.targets[..]);
+        assert!(!revisions.is_empty());
+        revisions.iter().for_each(|events| stream.got(store, events));
+        (room, answers) = (room - 1, answers + 1);
+        true
+    });
+    answers
+}
+
+/// Reads until this stream has got on, or is to be silent. How many answers the group gave meanwhile.
+async fn read(store: &Store, group: &Group, streams: &mut [Stream], pick: usize) -> usize {
+    let mut answers = 0;
+    let before = streams[pick].position;
+    if streams[pick].expected(store).is_none() {
+        streams[pick].watcher.request_progress();
+        if before > store.revision() {
+            // Of others it may have heard.
+            answers += read_group(store, group, streams, usize::MAX);
+            assert!(is_silent(&mut streams[pick].watcher).await, "a future start must be silent");
+            return answers;
+        }
+    }
+    let due = tokio::time::Instant::now() + Duration::from_secs(10);
+    while streams[pick].position == before {
+        let item = tokio::select! {
+            item = streams[pick].watcher.next() => Some(item),
+            () = group.heard() => None,
+            () = tokio::time::sleep_until(due) => panic!("nothing comes"),
+        };
+        match item {
+            Some(WatchItem::Progress(revision)) if revision == before => {
+                streams[pick].progressed(store, revision);
+                break;
+            }
+            Some(item) => streams[pick].item(store, group, item),
+            None => answers += read_group(store, group, streams, usize::MAX),
+        }
+    }
+    answers
+}
+
 async fn run(steps: Vec<Step>) {
     let store = Store::new(tiny());
+    let group = store.hub.group();
     let mut streams: Vec<Stream> = Vec::new();
+    let mut opened = 0;
     for step in steps {
         match step {
             Step::Write(txn) => {
@@ -131,19 +192,23 @@ async fn run(steps: Vec<Step>) {
                 let target = (store.revision() * share / 8).max(store.past.compacted_revision());
                 store.compact(target);
             }
-            Step::Open(picks, offset) => {
+            Step::Open(picks, offset, grouped) => {
                 let targets: Vec<KeyRange> = picks.iter().map(|pick| targets()[*pick].clone()).collect();
                 let after = offset.map(|offset| (store.revision() + offset).max(0));
                 if streams.len() < 20 {
-                    streams.extend(Stream::open(&store, &targets, after));
+                    opened += 1;
+                    streams.extend(Stream::open(&store, grouped.then_some((&group, opened)), &targets, after));
                 }
             }
             Step::Read(pick, count) if !streams.is_empty() => {
                 let pick = pick.index(streams.len());
                 for _ in 0..count {
                     store.hub.match_all();
-                    streams[pick].read(&store).await;
+                    read(&store, &group, &mut streams, pick).await;
                 }
+            }
+            Step::ReadGroup(room) => {
+                read_group(&store, &group, &mut streams, room);
             }
             Step::Progress(pick) if !streams.is_empty() => {
                 let pick = pick.index(streams.len());
@@ -162,12 +227,14 @@ async fn run(steps: Vec<Step>) {
     }
     // Everybody catches up with the store and then says so.
     store.hub.match_all();
-    for mut stream in streams {
-        while stream.position < store.revision() {
-            stream.read(&store).await;
+    for pick in 0..streams.len() {
+        while streams[pick].position < store.revision() {
+            read(&store, &group, &mut streams, pick).await;
         }
-        assert!(stream.expected(&store).is_none());
+        assert!(streams[pick].expected(&store).is_none());
     }
+    drop(streams);
+    drop(group);
     assert!(store.hub.is_empty());
 }
 
@@ -229,9 +296,4 @@ async fn nothing_is_lost_between_threads() {
         tokio::time::timeout(Duration::from_secs(60), reader).await.expect("readers end").expect("no reader failed");
     }
     assert!(store.metrics.watch_catchups.get() > 0, "nobody ever fell behind: the run proves nothing");
-}
-
-#[expect(clippy::disallowed_methods, reason = "a test joins its tasks to see their panics")]
-fn spawn<F: Future<Output = ()> + Send + 'static>(task: F) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(task)
 }

@@ -3,10 +3,6 @@
 use super::*;
 use crate::model::{Failure, Rejection, Why};
 
-fn roomy() -> Store {
-    Store::new(HubOptions::default())
-}
-
 #[tokio::test]
 async fn a_watcher_gets_what_matches_and_nothing_else() {
     let store = roomy();

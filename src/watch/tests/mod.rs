@@ -3,6 +3,7 @@
 mod checker;
 mod cost;
 mod etcd_bugs;
+mod group;
 mod hub;
 mod index;
 
@@ -67,6 +68,10 @@ struct Store {
 
 fn tiny() -> HubOptions {
     HubOptions { ring_bytes: 2_000, queue_events: 3, queue_bytes: 700, streams: 50, catch_ups: 2 }
+}
+
+fn roomy() -> Store {
+    Store::new(HubOptions::default())
 }
 
 impl Store {
@@ -159,4 +164,9 @@ async fn keys_at(watcher: &mut Watcher, revision: Revision) -> Vec<String> {
 /// Polls once: true if there is nothing for now.
 async fn is_silent(watcher: &mut Watcher) -> bool {
     futures_util::future::poll_immediate(watcher.next()).await.is_none()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test joins its tasks to see their panics")]
+fn spawn<F: Future<Output: Send> + Send + 'static>(task: F) -> tokio::task::JoinHandle<F::Output> {
+    tokio::spawn(task)
 }

@@ -46,23 +46,22 @@ pub(super) fn queue(stopping: CancellationToken) -> (Out, Answers<pb::WatchRespo
 impl Out {
     /// Waits for room; false if the client, or the member, has gone.
     pub(super) async fn send(&self, answer: pb::WatchResponse) -> bool {
-        let weight = |kv: &KeyValue| kv.key.len() + kv.value.len();
-        let told = answer.events.iter().flat_map(|event| [&event.kv, &event.prev_kv]).flatten();
-        let units = (told.map(weight).sum::<usize>() / UNIT_BYTES + 1).min(UNITS);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
         // As a rule there is room.
-        if let Ok(share) = Arc::clone(&self.room).try_acquire_many_owned(units)
-            && let Ok(place) = self.said.try_reserve()
-        {
-            place.send((Ok(answer), Some(share)));
-            return true;
-        }
+        let Some(answer) = self.send_now(answer) else { return true };
         let waiting = async {
             // What is not taken any more is dropped, with its share: nobody waits for a client that has gone.
-            let share = Arc::clone(&self.room).acquire_many_owned(units).await.ok()?;
+            let share = Arc::clone(&self.room).acquire_many_owned(units(&answer)).await.ok()?;
             self.said.send((Ok(answer), Some(share))).await.ok()
         };
         self.stopping.run_until_cancelled(waiting).await.flatten().is_some()
+    }
+
+    /// The answer back if there is no room.
+    pub(super) fn send_now(&self, answer: pb::WatchResponse) -> Option<pb::WatchResponse> {
+        let share = Arc::clone(&self.room).try_acquire_many_owned(units(&answer));
+        let Some((share, place)) = share.ok().zip(self.said.try_reserve().ok()) else { return Some(answer) };
+        place.send((Ok(answer), Some(share)));
+        None
     }
 
     /// A last word; a client that takes nothing is not waited for.
@@ -74,6 +73,13 @@ impl Out {
     pub(super) async fn closed(&self) {
         self.said.closed().await;
     }
+}
+
+fn units(answer: &pb::WatchResponse) -> u32 {
+    let weight = |kv: &KeyValue| kv.key.len() + kv.value.len();
+    let told = answer.events.iter().flat_map(|event| [&event.kv, &event.prev_kv]).flatten();
+    let units = (told.map(weight).sum::<usize>() / UNIT_BYTES + 1).min(UNITS);
+    u32::try_from(units).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
