@@ -22,7 +22,7 @@ pub const TIMEOUT_ETCD_MS: u64 = 7_000;
 pub const WATCHES_PER_STREAM_MAX: usize = 20_000;
 /// Answers of one etcd watch stream that its client has not taken yet, and their keys and values (more than that goes
 /// alone); its watches wait. As many as watch one key on a stream should fit, so that what it tells them travels together.
-pub const WATCH_ANSWERS_AHEAD: usize = 256;
+pub const WATCH_ANSWERS_AHEAD: usize = 1024;
 pub const WATCH_ANSWERS_AHEAD_BYTES: usize = 1 << 20;
 /// How deep transactions may nest; deeper is refused.
 pub const TXN_DEPTH_MAX: usize = 32;

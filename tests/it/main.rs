@@ -24,6 +24,7 @@ mod etcd_bugs;
 mod etcd_hostile;
 mod etcd_import;
 mod etcd_kubernetes;
+mod etcd_watches;
 mod follow;
 mod hostile;
 mod leases;
