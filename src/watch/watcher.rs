@@ -174,7 +174,7 @@ impl Watcher {
     }
 
     /// Has its group, if it has one, read for it from now on.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         let Some((group, tag)) = self.registration.group.as_ref().zip(self.tag) else { return };
         if !self.registration.is_grouped()
             && let Some(from) = group.take_in(&self.registration, tag, &self.wanted, self.next)

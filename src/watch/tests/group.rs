@@ -158,6 +158,41 @@ async fn a_start_in_the_future_is_kept_in_a_group() {
     assert_eq!(at_hand(&group, 9), [(1, vec![5]), (2, vec![5])]);
 }
 
+/// The word came between the last look at the ring and joining.
+#[tokio::test]
+async fn who_was_left_word_for_meanwhile_does_not_join() {
+    let store = roomy();
+    let group = store.hub.group();
+    let mut watcher = joined(&store, &group, 1, "a", None);
+    let revision = store.put("a");
+    store.hub.match_all();
+    watcher.rest();
+    assert_eq!(at_hand(&group, 9), []);
+    assert_eq!(must_events(&mut watcher).await.revision, revision);
+}
+
+/// The group has passed what is not matched yet, and would not come back to it.
+#[tokio::test]
+async fn who_is_not_as_far_as_the_group_does_not_join() {
+    let store = roomy();
+    let group = store.hub.group();
+    let mut first = joined(&store, &group, 1, "a", None);
+    let mut second = store.watch(&[KeyRange::key("b")], None);
+    assert!(is_silent(&mut first).await && is_silent(&mut second).await);
+    second.join(&group, Tag { id: 2, prev: false });
+    let one = store.put("a");
+    store.hub.match_all();
+    let two = store.put("b");
+    assert_eq!(at_hand(&group, 9), [(1, vec![one])]);
+    assert!(is_silent(&mut second).await, "it is not matched yet");
+    store.hub.match_all();
+    assert_eq!(must_events(&mut second).await.revision, two);
+    assert!(is_silent(&mut second).await);
+    let three = store.put("b");
+    store.hub.match_all();
+    assert_eq!(at_hand(&group, 9), [(2, vec![three])]);
+}
+
 #[tokio::test]
 async fn a_nudge_reaches_who_is_read_for() {
     let store = roomy();
