@@ -16,7 +16,7 @@ use crate::telemetry::watch::WatchLag;
 use crate::watch::{Closed, Group, Handed, Tag, WatchItem, WatchSpec, Watcher, events_bytes};
 use bytes::Bytes;
 use std::cell::OnceCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -174,6 +174,12 @@ impl WatchGroup {
     /// Returns when there may be changes for one of the watches. May be dropped and asked for again.
     pub async fn heard(&self) {
         self.group.heard().await;
+    }
+
+    /// Which watches are up with the store now, and up to which revision their changes were handed out.
+    #[must_use]
+    pub fn standing(&self) -> (Revision, BTreeSet<i64>) {
+        self.group.standing()
     }
 
     /// Hands out the changes at hand, of each watch in turn by its id; never waits. A watch that may not have

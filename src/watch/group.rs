@@ -13,7 +13,7 @@ use super::ring::Taken;
 use super::watcher::Wanted;
 use crate::model::{KeyRange, Revision, RevisionEvents};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -131,9 +131,10 @@ impl Group {
             return None;
         }
         // What was matched before this lock left no word for it; what is matched after it is the group's.
-        let from = next.max(shared.matched() + 1);
+        let unmatched = shared.matched() + 1;
+        let from = next.max(unmatched);
         if members.members.is_empty() {
-            (members.next, members.behind) = (from, false);
+            (members.next, members.behind) = (unmatched, false);
         }
         if from < members.next {
             return None;
@@ -145,6 +146,14 @@ impl Group {
         let (slot, wanted) = (Arc::clone(&registration.slot), wanted.clone());
         members.members.insert(id, Member { tag, wanted, parts, slot, from, found: Vec::new() });
         Some(from)
+    }
+
+    /// Whom the group reads for now, and up to which revision it has handed out everything for them. Who begins in
+    /// the future is among them.
+    #[must_use]
+    pub fn standing(&self) -> (Revision, BTreeSet<i64>) {
+        let ids = self.inner.members.lock().members.values().map(|member| member.tag.id).collect();
+        (self.position() - 1, ids)
     }
 
     /// The watcher ends.

@@ -142,8 +142,9 @@ async fn writer(etcd: Etcd, at: usize, mut rng: StdRng, shared: Arc<Shared>) {
         let at_revision = revision(&etcd.txn(request).await.unwrap().header);
         shared.record.0.lock().unwrap().insert(at_revision, changes);
         shared.newest.fetch_max(at_revision, Ordering::SeqCst);
-        if rng.random_bool(0.1) {
-            tokio::time::sleep(Duration::from_millis(rng.random_range(1..20))).await;
+        if number % 50 == 0 {
+            // Time to catch up for those who did not stall.
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 }
@@ -185,8 +186,9 @@ struct Shared {
     over: AtomicBool,
 }
 
-/// Opens and ends watches on one stream, and stalls now and then. Answers how many events it was told.
-async fn reader(etcd: Etcd, mut rng: StdRng, shared: Arc<Shared>) -> usize {
+/// Opens and ends watches on one stream, and stalls now and then. Answers how many events it was
+/// told, and how often where all its watches are.
+async fn reader(etcd: Etcd, mut rng: StdRng, shared: Arc<Shared>) -> (usize, usize) {
     let mut stream = etcd.watch().await;
     let mut asked: BTreeMap<i64, etcd::WatchCreateRequest> = BTreeMap::new();
     let mut open: BTreeMap<i64, Watched> = BTreeMap::new();
@@ -224,8 +226,8 @@ async fn reader(etcd: Etcd, mut rng: StdRng, shared: Arc<Shared>) -> usize {
     }
     canceled.iter().for_each(|watch| watch.judge(&shared.record, watch.last()));
     open.values().for_each(|watch| watch.judge(&shared.record, end));
-    assert!(!canceled.is_empty() && progress > 0, "too little was asked");
-    canceled.iter().chain(open.values()).map(|watch| watch.told.len()).sum()
+    assert!(!canceled.is_empty(), "none was canceled");
+    (canceled.iter().chain(open.values()).map(|watch| watch.told.len()).sum(), progress)
 }
 
 fn hear(
@@ -233,7 +235,7 @@ fn hear(
     asked: &mut BTreeMap<i64, etcd::WatchCreateRequest>,
     open: &mut BTreeMap<i64, Watched>,
     canceled: &mut Vec<Watched>,
-    progress: &mut i64,
+    progress: &mut usize,
 ) {
     let (at, id) = (revision(&answer.header), answer.watch_id);
     if answer.created {
@@ -246,8 +248,11 @@ fn hear(
         let told = Vec::new();
         open.insert(id, Watched { start, end, puts, deletes, prev, from, told, fragment: false, progress: 0 });
     } else if id == -1 {
-        *progress = at;
-        open.values_mut().for_each(|watch| watch.progress = at);
+        *progress += 1;
+        open.values_mut().for_each(|watch| {
+            assert!(at >= watch.last(), "progress to {at} after {}", watch.last());
+            watch.progress = at;
+        });
     } else if answer.canceled {
         canceled.extend(open.remove(&id));
     } else {
@@ -276,10 +281,12 @@ async fn every_watch_on_a_stream_is_told_its_own_history() {
         writer.await.unwrap();
     }
     shared.over.store(true, Ordering::SeqCst);
-    let mut events = 0;
+    let (mut events, mut progress) = (0, 0);
     for reader in readers {
-        events += reader.await.unwrap();
+        let told = reader.await.unwrap();
+        (events, progress) = (events + told.0, progress + told.1);
     }
-    println!("{events} events, up to revision {}", shared.newest.load(Ordering::SeqCst));
-    assert!(events > 20_000, "{events} events prove little");
+    let newest = shared.newest.load(Ordering::SeqCst);
+    println!("{events} events up to revision {newest}, {progress} answers to how far all watches of a stream are");
+    assert!(events > 20_000 && progress > 10, "{events} events and {progress} answers prove little");
 }

@@ -60,8 +60,11 @@ impl Watch for Door {
         let (follow, followed) = mpsc::channel(1);
         // Whom nobody knows opens no watch.
         let group = Arc::new(self.service().watch_group(caller.clone().unwrap_or(Caller::Anonymous)));
-        let following = follow_all(followed, Arc::clone(&group), self.clone(), out.clone());
-        let session = Session { door: self.clone(), caller, out, watches: Arc::default(), group, follow };
+        let watches = Arc::new(Watches::default());
+        let handing =
+            Handing { door: self.clone(), group: Arc::clone(&group), watches: watches.clone(), out: out.clone() };
+        let following = follow_all(followed, handing);
+        let session = Session { door: self.clone(), caller, out, watches, group, follow };
         // Watches the end of the member itself, to say so.
         self.state.tasks.spawn("etcd watch stream", async move {
             tokio::select! {
@@ -74,7 +77,7 @@ impl Watch for Door {
 }
 
 /// Follows the watches of a stream: each by itself, and the changes of those that are up with the store together.
-async fn follow_all(mut new: mpsc::Receiver<Followed>, group: Arc<WatchGroup>, door: Door, out: Out) {
+async fn follow_all(mut new: mpsc::Receiver<Followed>, handing: Handing) {
     let mut watches = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -84,20 +87,31 @@ async fn follow_all(mut new: mpsc::Receiver<Followed>, group: Arc<WatchGroup>, d
                 None => return,
             },
             Some(()) = watches.next() => {}
-            () = group.heard() => if read(&group, &door, &out) {
+            () = handing.group.heard() => if handing.read() {
                 tokio::task::yield_now().await;
             },
         }
     }
 }
 
-/// True if there is more. What there is no room for, the watch itself waits with.
-fn read(group: &WatchGroup, door: &Door, out: &Out) -> bool {
-    let at = header_at(door, 0);
-    group.read(|id, changes| {
-        let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
-        out.send_now(changed(pb::ResponseHeader { revision, ..at }, id, changes)).is_none()
-    })
+/// What is told of the watches that are up with the store.
+struct Handing {
+    door: Door,
+    group: Arc<WatchGroup>,
+    watches: Arc<Watches>,
+    out: Out,
+}
+
+impl Handing {
+    /// True if there is more. What there is no room for, the watch itself waits with.
+    fn read(&self) -> bool {
+        let at = header_at(&self.door, 0);
+        self.group.read(|id, changes| {
+            let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
+            self.watches.tell(revision);
+            self.out.send_now(changed(pb::ResponseHeader { revision, ..at }, id, changes)).is_none()
+        })
+    }
 }
 
 /// One stream.
@@ -183,7 +197,7 @@ impl Session {
     }
 
     async fn settle(&self) -> Result<(), Gone> {
-        match settle(&self.door, &self.watches, &self.out).await {
+        match settle(&self.door, &self.watches, &self.group, &self.out).await {
             true => Ok(()),
             false => Err(Gone),
         }
@@ -251,6 +265,7 @@ impl Session {
                     bell,
                     _ended: ended.drop_guard(),
                     watches: Arc::clone(&self.watches),
+                    group: Arc::clone(&self.group),
                     out: self.out.clone(),
                 };
                 self.follow.send(followed).await.map_err(|_| Gone)
@@ -265,8 +280,8 @@ impl Session {
 }
 
 /// Says what is known of progress once every watch has answered; false if the client has gone.
-async fn settle(door: &Door, watches: &Watches, out: &Out) -> bool {
-    while let Some(revision) = watches.settled() {
+async fn settle(door: &Door, watches: &Watches, group: &WatchGroup, out: &Out) -> bool {
+    while let Some(revision) = watches.settled(|| group.standing()) {
         if !out.send(progress_of(door, NO_WATCH, revision)).await {
             return false;
         }
@@ -306,6 +321,7 @@ struct Followed {
     /// Whoever cancels it waits for its last word.
     _ended: DropGuard,
     watches: Arc<Watches>,
+    group: Arc<WatchGroup>,
     out: Out,
 }
 
@@ -336,7 +352,7 @@ impl Followed {
                 Some(WatchStep::Failed(failure)) => {
                     if self.failed(failure).await {
                         self.watches.forget(self.id);
-                        settle(&self.door, &self.watches, &self.out).await;
+                        settle(&self.door, &self.watches, &self.group, &self.out).await;
                     }
                     false
                 }
@@ -353,6 +369,7 @@ impl Followed {
 
     async fn changes(&mut self, changes: Vec<Change>) -> bool {
         let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
+        self.watches.tell(revision);
         let whole = changed(header_at(&self.door, revision), self.id, changes);
         let most = self.door.state.options.request_bytes_max;
         if !self.fragment || whole.encoded_len() <= most {
@@ -375,7 +392,7 @@ impl Followed {
                 self.stream.request_progress();
                 true
             }
-            Told::Noted => settle(&self.door, &self.watches, &self.out).await,
+            Told::Noted => settle(&self.door, &self.watches, &self.group, &self.out).await,
         }
     }
 

@@ -143,11 +143,14 @@ async fn a_start_in_the_future_is_kept_in_a_group() {
     let group = store.hub.group();
     let mut now = joined(&store, &group, 1, "a", None);
     let mut later = joined(&store, &group, 2, "a", Some(4));
-    assert!(is_silent(&mut now).await && is_silent(&mut later).await);
+    // In this order: who begins later does not keep others out.
+    assert!(is_silent(&mut later).await && is_silent(&mut now).await);
     store.put("a");
     store.put("a");
     store.hub.match_all();
+    assert_eq!(group.standing(), (1, [1, 2].into()));
     assert_eq!(at_hand(&group, 9), [(1, vec![2, 3])]);
+    assert_eq!(group.standing(), (3, [1, 2].into()));
     assert_eq!(later.progress(), None);
     store.put("a");
     store.hub.match_all();

@@ -2,18 +2,24 @@
 //!
 //! A round of asking ends when every watch has said that it is at least as far as the store was when the
 //! round began; asked again meanwhile, another follows. A watch whose start is still to come says nothing,
-//! so that the round waits for it.
+//! so that the round waits for it. Clients take the answer as the place where each watch is. So those that are up
+//! with the store count as they stand at the end of the round, and if a watch has told of something newer than
+//! another has said, all are asked again.
 
 use crate::env::Signal;
 use crate::model::Revision;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
-pub(super) struct Watches(Mutex<Inner>);
+pub(super) struct Watches {
+    inner: Mutex<Inner>,
+    /// The newest revision that a change was told of.
+    newest: AtomicI64,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -66,6 +72,8 @@ enum Answer {
 struct Round {
     /// The store's revision when it began.
     from: Revision,
+    /// How many have not answered yet.
+    awaited: usize,
     again: bool,
 }
 
@@ -80,12 +88,12 @@ pub(super) enum Told {
 
 impl Watches {
     pub(super) fn len(&self) -> usize {
-        self.0.lock().watches.len()
+        self.inner.lock().watches.len()
     }
 
     /// The id of a new watch: the client's, if it gives one, or the next free; `None` if that is taken.
     pub(super) fn choose(&self, asked: i64) -> Option<i64> {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if asked != 0 {
             return (!inner.watches.contains_key(&asked)).then_some(asked);
         }
@@ -97,9 +105,10 @@ impl Watches {
     }
 
     pub(super) fn add(&self, id: i64, bell: Arc<Bell>, ended: CancellationToken) {
-        let mut inner = self.0.lock();
-        let answer = if inner.round.is_some() { Answer::Awaited } else { Answer::NotAsked };
-        if answer == Answer::Awaited {
+        let mut inner = self.inner.lock();
+        let mut answer = Answer::NotAsked;
+        if let Some(round) = &mut inner.round {
+            (round.awaited, answer) = (round.awaited + 1, Answer::Awaited);
             bell.ask();
         }
         inner.watches.insert(id, Entry { bell, ended, answer });
@@ -107,70 +116,87 @@ impl Watches {
 
     /// Tells a watch to end; the token says when it has.
     pub(super) fn cancel(&self, id: i64) -> Option<CancellationToken> {
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         let entry = inner.watches.get(&id)?;
         entry.bell.end();
         Some(entry.ended.clone())
     }
 
     pub(super) fn forget(&self, id: i64) {
-        self.0.lock().watches.remove(&id);
+        let mut inner = self.inner.lock();
+        let was_awaited = inner.watches.remove(&id).is_some_and(|entry| entry.answer == Answer::Awaited);
+        if let Some(round) = inner.round.as_mut().filter(|_| was_awaited) {
+            round.awaited -= 1;
+        }
     }
 
     /// Begins a round, or has another follow the one under way.
     pub(super) fn ask(&self, revision: Revision) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         match &mut inner.round {
             Some(round) => round.again = true,
-            None => inner.begin(revision),
+            None => inner.begin(revision, false),
         }
     }
 
     pub(super) fn told(&self, id: i64, revision: Revision) -> Told {
-        let mut inner = self.0.lock();
-        let Some(from) = inner.round.as_ref().map(|round| round.from) else { return Told::NotAsked };
+        let inner = &mut *self.inner.lock();
+        let Some(round) = &mut inner.round else { return Told::NotAsked };
         match inner.watches.get_mut(&id) {
-            Some(entry) if entry.answer == Answer::Awaited && revision < from => Told::NotYet,
+            Some(entry) if entry.answer == Answer::Awaited && revision < round.from => Told::NotYet,
             Some(entry) if entry.answer == Answer::Awaited => {
                 entry.answer = Answer::At(revision);
+                round.awaited -= 1;
                 Told::Noted
             }
             _ => Told::NotAsked,
         }
     }
 
-    /// If the round is over: how far all of them are. It is told once.
-    pub(super) fn settled(&self) -> Option<Revision> {
-        let mut inner = self.0.lock();
-        let from = inner.round.as_ref()?.from;
-        let mut least = None;
-        for entry in inner.watches.values() {
-            let Answer::At(revision) = entry.answer else { return None };
-            least = Some(least.map_or(revision, |least: Revision| least.min(revision)));
+    /// A change of this revision is told.
+    pub(super) fn tell(&self, revision: Revision) {
+        self.newest.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// If the round is over: how far all of them are, of which those that are up with the store are where `standing`
+    /// says. It is told once.
+    pub(super) fn settled(&self, standing: impl FnOnce() -> (Revision, BTreeSet<i64>)) -> Option<Revision> {
+        let mut inner = self.inner.lock();
+        let round = inner.round.as_ref().filter(|round| round.awaited == 0 && round.from < Revision::MAX)?;
+        let (from, again) = (round.from, round.again);
+        let (up, of) = standing();
+        let places = inner.watches.iter().filter_map(|(id, entry)| match entry.answer {
+            Answer::At(revision) => Some(if of.contains(id) { up.max(revision) } else { revision }),
+            Answer::NotAsked | Answer::Awaited => None,
+        });
+        let least = places.min();
+        inner.round = None;
+        if least.is_some_and(|least| least < self.newest.load(Ordering::Relaxed)) {
+            inner.begin(from, again);
+            return None;
         }
-        let again = inner.round.take().is_some_and(|round| round.again);
         for entry in inner.watches.values_mut() {
             entry.answer = Answer::NotAsked;
         }
         if again {
             // Begun by `again`, once the answer of this round is on its way.
-            inner.round = Some(Round { from: Revision::MAX, again: true });
+            inner.round = Some(Round { from: Revision::MAX, awaited: 0, again: true });
         }
         Some(least.unwrap_or(from))
     }
 
     /// Begins the round that was asked for during the one before.
     pub(super) fn again(&self, revision: Revision) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.round.as_ref().is_some_and(|round| round.from == Revision::MAX) {
-            inner.begin(revision);
+            inner.begin(revision, false);
         }
     }
 }
 
 impl Inner {
-    fn begin(&mut self, from: Revision) {
-        self.round = Some(Round { from, again: false });
+    fn begin(&mut self, from: Revision, again: bool) {
+        self.round = Some(Round { from, awaited: self.watches.len(), again });
         for entry in self.watches.values_mut() {
             entry.answer = Answer::Awaited;
             entry.bell.ask();
@@ -181,6 +207,10 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn settled(watches: &Watches) -> Option<Revision> {
+        watches.settled(|| (0, BTreeSet::new()))
+    }
 
     fn add(watches: &Watches, id: i64) {
         watches.add(id, Arc::default(), CancellationToken::new());
@@ -205,10 +235,10 @@ mod tests {
         watches.ask(5);
         assert_eq!(watches.told(0, 4), Told::NotYet);
         assert_eq!(watches.told(0, 8), Told::Noted);
-        assert_eq!(watches.settled(), None);
+        assert_eq!(settled(&watches), None);
         assert_eq!(watches.told(1, 6), Told::Noted);
-        assert_eq!(watches.settled(), Some(6));
-        assert_eq!(watches.settled(), None);
+        assert_eq!(settled(&watches), Some(6));
+        assert_eq!(settled(&watches), None);
     }
 
     #[test]
@@ -218,20 +248,47 @@ mod tests {
         watches.ask(5);
         watches.ask(6);
         assert_eq!(watches.told(0, 5), Told::Noted);
-        assert_eq!(watches.settled(), Some(5));
-        assert_eq!(watches.settled(), None);
+        assert_eq!(settled(&watches), Some(5));
+        assert_eq!(settled(&watches), None);
         watches.again(7);
         assert_eq!(watches.told(0, 6), Told::NotYet);
         assert_eq!(watches.told(0, 7), Told::Noted);
-        assert_eq!(watches.settled(), Some(7));
-        assert_eq!(watches.settled(), None);
+        assert_eq!(settled(&watches), Some(7));
+        assert_eq!(settled(&watches), None);
+    }
+
+    #[test]
+    fn a_round_that_was_overtaken_by_changes_is_held_again() {
+        let watches = Watches::default();
+        add(&watches, 0);
+        add(&watches, 1);
+        watches.ask(5);
+        assert_eq!(watches.told(0, 5), Told::Noted);
+        watches.tell(7);
+        assert_eq!(watches.told(1, 7), Told::Noted);
+        assert_eq!(settled(&watches), None, "5 is before what was told");
+        assert_eq!((watches.told(0, 8), watches.told(1, 7)), (Told::Noted, Told::Noted));
+        assert_eq!(settled(&watches), Some(7));
+        assert_eq!(settled(&watches), None);
+    }
+
+    #[test]
+    fn who_is_up_with_the_store_counts_as_it_stands_at_the_end() {
+        let watches = Watches::default();
+        add(&watches, 0);
+        add(&watches, 1);
+        watches.ask(5);
+        assert_eq!(watches.told(0, 5), Told::Noted);
+        watches.tell(7);
+        assert_eq!(watches.told(1, 7), Told::Noted);
+        assert_eq!(watches.settled(|| (8, [0].into())), Some(7));
     }
 
     #[test]
     fn without_watches_the_store_itself_is_the_answer() {
         let watches = Watches::default();
         watches.ask(5);
-        assert_eq!(watches.settled(), Some(5));
+        assert_eq!(settled(&watches), Some(5));
     }
 
     #[test]
@@ -242,6 +299,6 @@ mod tests {
         watches.ask(5);
         assert_eq!(watches.told(0, 5), Told::Noted);
         watches.forget(1);
-        assert_eq!(watches.settled(), Some(5));
+        assert_eq!(settled(&watches), Some(5));
     }
 }

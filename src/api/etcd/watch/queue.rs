@@ -9,6 +9,7 @@ use super::super::pb::mvccpb::KeyValue;
 use crate::model::limits::{WATCH_ANSWERS_AHEAD, WATCH_ANSWERS_AHEAD_BYTES};
 use futures_util::{StreamExt, stream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -24,7 +25,25 @@ type Said = (Result<pb::WatchResponse, Status>, Option<OwnedSemaphorePermit>);
 pub(super) struct Out {
     said: mpsc::Sender<Said>,
     room: Arc<Semaphore>,
+    /// Who waits for room: nobody overtakes them.
+    waiting: Arc<AtomicUsize>,
     stopping: CancellationToken,
+}
+
+/// One more that waits, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A queue, and what comes out of it. Nobody waits for room from the end of the member on.
@@ -40,7 +59,8 @@ pub(super) fn queue(stopping: CancellationToken) -> (Out, Answers<pb::WatchRespo
         }
         Some((stream::iter(answers).map(|(answer, _share)| answer), taken))
     });
-    (Out { said, room: Arc::new(Semaphore::new(UNITS)), stopping }, gathered.flatten().boxed())
+    let out = Out { said, room: Arc::new(Semaphore::new(UNITS)), waiting: Arc::default(), stopping };
+    (out, gathered.flatten().boxed())
 }
 
 impl Out {
@@ -48,6 +68,7 @@ impl Out {
     pub(super) async fn send(&self, answer: pb::WatchResponse) -> bool {
         // As a rule there is room.
         let Some(answer) = self.send_now(answer) else { return true };
+        let _waiting = Waiting::new(&self.waiting);
         let waiting = async {
             // What is not taken any more is dropped, with its share: nobody waits for a client that has gone.
             let share = Arc::clone(&self.room).acquire_many_owned(units(&answer)).await.ok()?;
@@ -56,8 +77,11 @@ impl Out {
         self.stopping.run_until_cancelled(waiting).await.flatten().is_some()
     }
 
-    /// The answer back if there is no room.
+    /// The answer back if there is no room, or others wait for it.
     pub(super) fn send_now(&self, answer: pb::WatchResponse) -> Option<pb::WatchResponse> {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            return Some(answer);
+        }
         let share = Arc::clone(&self.room).try_acquire_many_owned(units(&answer));
         let Some((share, place)) = share.ok().zip(self.said.try_reserve().ok()) else { return Some(answer) };
         place.send((Ok(answer), Some(share)));
@@ -116,6 +140,24 @@ mod tests {
         assert_eq!(answers.next().await.unwrap().unwrap().watch_id, 6);
         drop(out);
         assert!(answers.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_not_overtaken() {
+        let (out, mut answers) = queue(CancellationToken::new());
+        assert!(out.send(answer(0, WATCH_ANSWERS_AHEAD_BYTES - 4 * UNIT_BYTES)).await);
+        let large = out.send(answer(1, 8 * UNIT_BYTES));
+        let small = out.send(answer(2, 1));
+        tokio::pin!(large, small);
+        assert_eq!(goes_through(large.as_mut()), None);
+        assert_eq!(goes_through(small.as_mut()), None);
+        assert!(out.send_now(answer(3, 1)).is_some(), "there is room, and who was there before");
+        assert_eq!(answers.next().await.unwrap().unwrap().watch_id, 0);
+        assert!(large.await && small.await);
+        assert!(out.send_now(answer(3, 1)).is_none());
+        for id in 1..4 {
+            assert_eq!(answers.next().await.unwrap().unwrap().watch_id, id);
+        }
     }
 
     #[tokio::test]
