@@ -77,6 +77,8 @@ pub(super) struct Live {
     pub(super) index: Index<Arc<Slot>>,
     slots: BTreeMap<u64, Arc<Slot>>,
     pub(super) groups: BTreeMap<u64, Arc<Slot>>,
+    /// Who is to be woken, whatever it watches, once a revision is matched: by that revision and the watcher.
+    due: BTreeMap<(Revision, u64), Arc<Slot>>,
     next_id: u64,
 }
 
@@ -140,6 +142,8 @@ pub(super) struct Registration {
     pub(super) parts: Arc<Parts>,
     /// Which reads for it, when it can.
     pub(super) group: Option<Group>,
+    /// When it is to be woken.
+    due: Option<Revision>,
 }
 
 impl Hub {
@@ -299,14 +303,14 @@ impl Hub {
         // before it can be read by the caller.
         let current = shared.ring.read().revision();
         let parts = Arc::new(parts);
-        Ok((Registration { shared: Arc::clone(shared), slot, id, parts, group: None }, current))
+        Ok((Registration { shared: Arc::clone(shared), slot, id, parts, group: None, due: None }, current))
     }
 }
 
 impl Shared {
     /// Matches a bounded number of revisions. True if there are more.
     pub(super) fn match_some(&self) -> bool {
-        let live = self.live.lock();
+        let mut live = self.live.lock();
         let from = self.matched.load(Ordering::Acquire).saturating_add(1);
         let (taken, published) = {
             let ring = self.ring.read();
@@ -332,6 +336,9 @@ impl Shared {
             }
         };
         self.matched.store(matched, Ordering::Release);
+        while let Some(first) = live.due.first_entry().filter(|first| first.key().0 <= matched) {
+            first.remove().wake.give();
+        }
         more
     }
 
@@ -365,11 +372,25 @@ impl Drop for Over<'_> {
 
 impl Live {
     fn new() -> Self {
-        Self { index: Index::new(), slots: BTreeMap::new(), groups: BTreeMap::new(), next_id: 0 }
+        Self { index: Index::new(), slots: BTreeMap::new(), groups: BTreeMap::new(), due: BTreeMap::new(), next_id: 0 }
     }
 }
 
 impl Registration {
+    /// Has it woken once this revision is matched.
+    pub(super) fn wake_at(&mut self, revision: Revision) {
+        if self.due.is_some() {
+            return;
+        }
+        self.due = Some(revision);
+        let mut live = self.shared.live.lock();
+        if self.shared.matched() < revision {
+            live.due.insert((revision, self.id), Arc::clone(&self.slot));
+        } else {
+            self.slot.wake.give();
+        }
+    }
+
     /// A group reads for it.
     pub(super) fn is_grouped(&self) -> bool {
         self.slot.grouped.load(Ordering::Relaxed)
@@ -384,6 +405,9 @@ impl Drop for Registration {
         let mut live = self.shared.live.lock();
         live.index.remove(&self.parts, self.id);
         live.slots.remove(&self.id);
+        if let Some(due) = self.due {
+            live.due.remove(&(due, self.id));
+        }
         self.shared.streams.store(live.slots.len(), Ordering::Release);
         self.shared.metrics.watchers.dec();
     }
@@ -397,6 +421,6 @@ impl Hub {
 
     pub(super) fn is_empty(&self) -> bool {
         let live = self.shared.live.lock();
-        live.index.is_empty() && live.slots.is_empty() && live.groups.is_empty()
+        live.index.is_empty() && live.slots.is_empty() && live.groups.is_empty() && live.due.is_empty()
     }
 }

@@ -231,12 +231,13 @@ impl Watcher {
                 }
             };
             // After the step, so that asking for progress again and again cannot hold up the reading.
-            if self.progress_wanted
-                && self.ready.is_empty()
-                && let Some(revision) = self.progress()
-            {
-                self.progress_wanted = false;
-                return WatchItem::Progress(revision);
+            if self.progress_wanted && self.ready.is_empty() {
+                if let Some(revision) = self.progress() {
+                    self.progress_wanted = false;
+                    return WatchItem::Progress(revision);
+                }
+                // Its start is still to come, perhaps without an event for it.
+                self.registration.wake_at(self.next - 1);
             }
             if idle {
                 self.rest();

@@ -231,6 +231,32 @@ async fn a_start_in_the_future_waits_in_silence() {
     assert_eq!(keys_at(&mut watcher, 5).await, ["a"]);
 }
 
+/// Also if nothing that it wants ever happens, and whether a group reads for it or not.
+#[tokio::test]
+async fn who_was_asked_before_its_start_says_how_far_it_is_when_that_has_come() {
+    let store = roomy();
+    let group = store.hub.group();
+    let mut alone = store.watch(&[KeyRange::key("a")], Some(3));
+    let mut grouped = store.watch(&[KeyRange::key("a")], Some(3));
+    let mut gone = store.watch(&[KeyRange::key("a")], Some(3));
+    grouped.join(&group, Tag { id: 1, prev: false });
+    for watcher in [&mut alone, &mut grouped, &mut gone] {
+        watcher.request_progress();
+        assert!(is_silent(watcher).await);
+    }
+    drop(gone);
+    let waiting = spawn(async move { (must(&mut alone).await, must(&mut grouped).await) });
+    tokio::task::yield_now().await;
+    for _ in 0..2 {
+        store.put("b");
+        store.hub.match_all();
+    }
+    let told = waiting.await.unwrap();
+    assert!(matches!(told, (WatchItem::Progress(3), WatchItem::Progress(3))), "{told:?}");
+    drop(group);
+    assert!(store.hub.is_empty());
+}
+
 #[tokio::test]
 async fn progress_waits_for_matching_and_for_the_reader() {
     let store = roomy();
