@@ -6,6 +6,7 @@
 //! must not know raft, the machine or storage.
 
 mod access;
+mod address;
 mod body;
 mod browser;
 mod call;

@@ -6,6 +6,7 @@ use super::convert::header;
 use super::errors::{MEMBER_BAD_URLS, MEMBER_NOT_FOUND, MEMBER_NOT_LEARNER, PEER_URL_EXISTS, known};
 use super::pb::etcdserverpb as pb;
 use super::pb::etcdserverpb::cluster_server::Cluster;
+use crate::api::address::is_host_and_port;
 use crate::model::Failure;
 use crate::service::{Context, Header, KnownMember, MemberPatch, MemberRole, NewMember};
 use std::time::Duration;
@@ -95,10 +96,7 @@ fn named(id: u64) -> String {
 fn one_url(urls: Vec<String>) -> Result<String, Status> {
     let [url] = <[String; 1]>::try_from(urls).map_err(|_| known(MEMBER_BAD_URLS))?;
     let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    let good = address.is_some_and(|address| {
-        let (host, port) = address.rsplit_once(':').unwrap_or_default();
-        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
+    let good = address.is_some_and(is_host_and_port);
     if good { Ok(url) } else { Err(known(MEMBER_BAD_URLS)) }
 }
 

@@ -2,6 +2,7 @@
 
 use super::fields::Scalars;
 use super::query::{Names, Query, percent_decode};
+use crate::api::address::is_host_and_port;
 use crate::api::call::{ALWAYS, Call, Outcome};
 use crate::api::json::Writer;
 use crate::api::problem::Problem;
@@ -200,10 +201,7 @@ fn new_member(call: &Call, scalars: &mut Scalars<'_, '_>) -> Result<NewMember, P
 /// `http://HOST:PORT`.
 fn url(scalars: &mut Scalars<'_, '_>, name: &'static str) -> Result<Option<String>, Problem> {
     let Some(text) = scalars.text(name)? else { return Ok(None) };
-    let authority = text.strip_prefix("http://").unwrap_or_default();
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '?' | '#' | '@');
-    let (host, port) = authority.rsplit_once(':').unwrap_or_default();
-    if host.is_empty() || authority.contains(odd) || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+    if !text.strip_prefix("http://").is_some_and(is_host_and_port) {
         let problem = format!("`{name}` is not a URL such as http://10.0.0.4:2380, without path or user");
         return Err(Problem::parameter(name, problem));
     }
