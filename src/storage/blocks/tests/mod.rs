@@ -144,16 +144,19 @@ impl Engine for Kept {
 fn what_was_read_is_let_go_of_by_the_writer_and_by_nobody_who_reads() {
     let engine = Arc::new(Kept::default());
     let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
-    for main in 1..=2000 {
+    // More blocks than the cache has room for: the reading goes on for as long as the writer takes to wake.
+    let mains = 5000;
+    for main in 1..=mains {
         store.append(vec![record(main, 0, 1000)]).unwrap();
     }
     store.settle().unwrap();
+    assert!(store.stats().blocks > limits::BLOCK_CACHE_BLOCKS + 10);
     assert!(engine.let_go_by.lock().is_empty());
     let (clock, mut main) = (SystemClock::new(), 0);
     let deadline = clock.monotonic() + Duration::from_secs(10);
     while engine.let_go_by.lock().len() < 3 {
         assert!(clock.monotonic() < deadline, "it kept all");
-        main = main % 2000 + 1;
+        main = main % mains + 1;
         store.get(main, 0).unwrap();
     }
     assert!(engine.let_go_by.lock().iter().all(|thread| thread.as_deref() == Some("write-behind")));
