@@ -4,9 +4,9 @@
 //! does not depend on how many watch. The hub's own task (`Hub::run`) matches what was published
 //! against the live watchers (`index`: an exact-key map and an interval tree) and only *wakes* those
 //! it concerns. Each watcher then reads on from its own position: out of the ring, or, once the ring
-//! has moved past it, out of the store's history at its own pace (`watcher`). For watchers that one task
-//! polls, and that are up with the hub, a `group` reads once. So a slow watcher holds
-//! one position and at most one chunk of events, and nobody waits for it.
+//! has moved past it, out of the store's history at its own pace (`watcher`). So a slow watcher holds one
+//! position and at most one chunk of events, and nobody waits for it. For watchers that one task polls, and that
+//! are up with the hub, a `group` reads once.
 //!
 //! Invariants: a watcher gets every matching event after its start exactly once, in revision order,
 //! all events of a revision together; progress never runs ahead of what was handed out; a gap is

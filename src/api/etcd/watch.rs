@@ -59,12 +59,10 @@ impl Watch for Door {
         let (out, answers) = queue(self.service().stopping().clone());
         let (follow, followed) = mpsc::channel(1);
         // Whom nobody knows opens no watch.
-        let group = Arc::new(self.service().watch_group(caller.clone().unwrap_or(Caller::Anonymous)));
-        let watches = Arc::new(Watches::default());
-        let handing =
-            Handing { door: self.clone(), group: Arc::clone(&group), watches: watches.clone(), out: out.clone() };
-        let following = follow_all(followed, handing);
-        let session = Session { door: self.clone(), caller, out, watches, group, follow };
+        let group = self.service().watch_group(caller.clone().unwrap_or(Caller::Anonymous));
+        let side = Arc::new(Side { door: self.clone(), group, watches: Watches::default(), out });
+        let following = follow_all(followed, Arc::clone(&side));
+        let session = Session { side, caller, follow };
         // Watches the end of the member itself, to say so.
         self.state.tasks.spawn("etcd watch stream", async move {
             tokio::select! {
@@ -77,7 +75,7 @@ impl Watch for Door {
 }
 
 /// Follows the watches of a stream: each by itself, and the changes of those that are up with the store together.
-async fn follow_all(mut new: mpsc::Receiver<Followed>, handing: Handing) {
+async fn follow_all(mut new: mpsc::Receiver<Followed>, side: Arc<Side>) {
     let mut watches = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -87,23 +85,24 @@ async fn follow_all(mut new: mpsc::Receiver<Followed>, handing: Handing) {
                 None => return,
             },
             Some(()) = watches.next() => {}
-            () = handing.group.heard() => if handing.read() {
+            () = side.group.heard() => if side.read() {
                 tokio::task::yield_now().await;
             },
         }
     }
 }
 
-/// What is told of the watches that are up with the store.
-struct Handing {
+/// What a stream and its watches share.
+struct Side {
     door: Door,
-    group: Arc<WatchGroup>,
-    watches: Arc<Watches>,
+    group: WatchGroup,
+    watches: Watches,
     out: Out,
 }
 
-impl Handing {
-    /// True if there is more. What there is no room for, the watch itself waits with.
+impl Side {
+    /// Tells of the watches that are up with the store; true if there is more. What there is no room for, the watch
+    /// itself waits with.
     fn read(&self) -> bool {
         let at = header_at(&self.door, 0);
         self.group.read(|id, changes| {
@@ -112,16 +111,24 @@ impl Handing {
             self.out.send_now(changed(pb::ResponseHeader { revision, ..at }, id, changes)).is_none()
         })
     }
+
+    /// Says what is known of progress once every watch has answered; false if the client has gone.
+    async fn settle(&self) -> bool {
+        while let Some(revision) = self.watches.settled(|| self.group.standing()) {
+            if !self.out.send(progress_of(&self.door, NO_WATCH, revision)).await {
+                return false;
+            }
+            self.watches.again(self.door.service().header().revision);
+        }
+        true
+    }
 }
 
 /// One stream.
 struct Session {
-    door: Door,
+    side: Arc<Side>,
     /// Or why no watch will be created.
     caller: Result<Caller, Failure>,
-    out: Out,
-    watches: Arc<Watches>,
-    group: Arc<WatchGroup>,
     follow: mpsc::Sender<Followed>,
 }
 
@@ -130,16 +137,16 @@ struct Gone;
 
 impl Session {
     async fn run(self, mut requests: Streaming<pb::WatchRequest>, needs_leader: bool) {
-        let stopping = self.door.service().stopping().clone();
+        let stopping = self.side.door.service().stopping().clone();
         let leaderless = self.leaderless(needs_leader);
         tokio::pin!(leaderless);
         let mut listening = true;
         loop {
             let request = tokio::select! {
                 request = requests.message(), if listening => request,
-                () = self.out.closed() => return,
-                () = &mut leaderless => return self.out.say_last(known(NO_LEADER)),
-                () = stopping.cancelled() => return self.out.say_last(known(STOPPED)),
+                () = self.side.out.closed() => return,
+                () = &mut leaderless => return self.side.out.say_last(known(NO_LEADER)),
+                () = stopping.cancelled() => return self.side.out.say_last(known(STOPPED)),
             };
             let done = match request {
                 // It asks for nothing more, and still listens.
@@ -161,11 +168,11 @@ impl Session {
         if !needed {
             return std::future::pending().await;
         }
-        let most = self.door.state.options.etcd.leader_patience;
+        let most = self.side.door.state.options.etcd.leader_patience;
         let mut missing = Duration::ZERO;
         loop {
             tokio::time::sleep(LEADER_LOOK).await;
-            missing = if self.door.has_leader() { Duration::ZERO } else { missing + LEADER_LOOK };
+            missing = if self.side.door.has_leader() { Duration::ZERO } else { missing + LEADER_LOOK };
             if missing >= most {
                 return;
             }
@@ -177,15 +184,15 @@ impl Session {
             Some(RequestUnion::CreateRequest(create)) => self.create(create).await,
             Some(RequestUnion::CancelRequest(cancel)) => {
                 // One that is not known has ended already: nothing is said.
-                if let Some(ended) = self.watches.cancel(cancel.watch_id) {
+                if let Some(ended) = self.side.watches.cancel(cancel.watch_id) {
                     ended.cancelled().await;
-                    self.watches.forget(cancel.watch_id);
+                    self.side.watches.forget(cancel.watch_id);
                     self.settle().await?;
                 }
                 Ok(())
             }
             Some(RequestUnion::ProgressRequest(_)) => {
-                self.watches.ask(self.door.service().header().revision);
+                self.side.watches.ask(self.side.door.service().header().revision);
                 self.settle().await
             }
             None => Ok(()),
@@ -193,19 +200,16 @@ impl Session {
     }
 
     async fn send(&self, answer: pb::WatchResponse) -> Result<(), Gone> {
-        if self.out.send(answer).await { Ok(()) } else { Err(Gone) }
+        if self.side.out.send(answer).await { Ok(()) } else { Err(Gone) }
     }
 
     async fn settle(&self) -> Result<(), Gone> {
-        match settle(&self.door, &self.watches, &self.group, &self.out).await {
-            true => Ok(()),
-            false => Err(Gone),
-        }
+        if self.side.settle().await { Ok(()) } else { Err(Gone) }
     }
 
     async fn refuse(&self, watch_id: i64, reason: &str) -> Result<(), Gone> {
         let answer = pb::WatchResponse {
-            header: Some(header(&self.door.service().header())),
+            header: Some(header(&self.side.door.service().header())),
             watch_id,
             created: true,
             canceled: true,
@@ -218,17 +222,17 @@ impl Session {
     async fn create(&self, create: pb::WatchCreateRequest) -> Result<(), Gone> {
         let caller = match &self.caller {
             Ok(caller) => caller.clone(),
-            Err(failure) => return self.refuse(NO_WATCH, self.door.failed(failure).message()).await,
+            Err(failure) => return self.refuse(NO_WATCH, self.side.door.failed(failure).message()).await,
         };
         let context = Context::new(caller, Duration::from_millis(TIMEOUT_ETCD_MS));
         let asked = create.watch_id;
         let Some(range) = watched(create.key, create.range_end) else {
             return self.refuse(NO_WATCH, EMPTY_RANGE).await;
         };
-        if self.watches.len() >= WATCHES_PER_STREAM_MAX {
+        if self.side.watches.len() >= WATCHES_PER_STREAM_MAX {
             return self.refuse(NO_WATCH, TOO_MANY).await;
         }
-        let Some(id) = self.watches.choose(asked) else {
+        let Some(id) = self.side.watches.choose(asked) else {
             return self.refuse(NO_WATCH, DUPLICATE_ID).await;
         };
         let filtered = |kind: FilterType| create.filters.contains(&i32::from(kind));
@@ -240,54 +244,40 @@ impl Session {
             kinds: Kinds { puts: !filtered(FilterType::Noput), deletes: !filtered(FilterType::Nodelete) },
             prev: create.prev_kv,
             keys_only: false,
-            progress_every: create.progress_notify.then_some(self.door.state.options.etcd.progress_every),
+            progress_every: create.progress_notify.then_some(self.side.door.state.options.etcd.progress_every),
             min_revision: None,
         };
-        let at = header(&self.door.service().header());
+        let at = header(&self.side.door.service().header());
         let created = |watch_id| pb::WatchResponse { header: Some(at), watch_id, created: true, ..Default::default() };
-        match self.door.service().watch(&context, request).await {
+        match self.side.door.service().watch(&context, request).await {
             Ok(mut answer) => {
                 // What may have to be told in parts waits for room between them.
                 if !create.fragment {
-                    answer.body.join(&self.group, id);
+                    answer.body.join(&self.side.group, id);
                 }
                 // Before the client knows of it: no word on progress must overtake its events.
                 let (bell, ended) = (Arc::new(Bell::default()), CancellationToken::new());
-                self.watches.add(id, Arc::clone(&bell), ended.clone());
+                self.side.watches.add(id, Arc::clone(&bell), ended.clone());
                 let begins = if create.start_revision > 0 { at } else { header(&answer.header) };
                 self.send(pb::WatchResponse { header: Some(begins), ..created(id) }).await?;
                 let followed = Followed {
-                    door: self.door.clone(),
+                    side: Arc::clone(&self.side),
                     id,
                     stream: answer.body,
                     fragment: create.fragment,
                     notify: create.progress_notify,
                     bell,
                     _ended: ended.drop_guard(),
-                    watches: Arc::clone(&self.watches),
-                    group: Arc::clone(&self.group),
-                    out: self.out.clone(),
                 };
                 self.follow.send(followed).await.map_err(|_| Gone)
             }
             Err(Failure::Rejected(Rejection::Compacted { compacted, .. })) => {
                 self.send(created(id)).await?;
-                self.send(compacted_away(&self.door, id, compacted)).await
+                self.send(compacted_away(&self.side.door, id, compacted)).await
             }
-            Err(failure) => self.refuse(NO_WATCH, self.door.failed(&failure).message()).await,
+            Err(failure) => self.refuse(NO_WATCH, self.side.door.failed(&failure).message()).await,
         }
     }
-}
-
-/// Says what is known of progress once every watch has answered; false if the client has gone.
-async fn settle(door: &Door, watches: &Watches, group: &WatchGroup, out: &Out) -> bool {
-    while let Some(revision) = watches.settled(|| group.standing()) {
-        if !out.send(progress_of(door, NO_WATCH, revision)).await {
-            return false;
-        }
-        watches.again(door.service().header().revision);
-    }
-    true
 }
 
 fn header_at(door: &Door, revision: Revision) -> pb::ResponseHeader {
@@ -312,7 +302,7 @@ fn compacted_away(door: &Door, watch_id: i64, compact_revision: Revision) -> pb:
 
 /// One watch being followed.
 struct Followed {
-    door: Door,
+    side: Arc<Side>,
     id: i64,
     stream: WatchStream,
     fragment: bool,
@@ -320,9 +310,6 @@ struct Followed {
     bell: Arc<Bell>,
     /// Whoever cancels it waits for its last word.
     _ended: DropGuard,
-    watches: Arc<Watches>,
-    group: Arc<WatchGroup>,
-    out: Out,
 }
 
 impl Followed {
@@ -336,12 +323,12 @@ impl Followed {
                         continue;
                     }
                     let canceled = pb::WatchResponse {
-                        header: Some(header(&self.door.service().header())),
+                        header: Some(header(&self.side.door.service().header())),
                         watch_id: self.id,
                         canceled: true,
                         ..pb::WatchResponse::default()
                     };
-                    self.out.send(canceled).await;
+                    self.side.out.send(canceled).await;
                     return;
                 }
                 step = self.stream.next() => step,
@@ -351,8 +338,8 @@ impl Followed {
                 Some(WatchStep::Progress(revision)) => self.progress(revision).await,
                 Some(WatchStep::Failed(failure)) => {
                     if self.failed(failure).await {
-                        self.watches.forget(self.id);
-                        settle(&self.door, &self.watches, &self.group, &self.out).await;
+                        self.side.watches.forget(self.id);
+                        self.side.settle().await;
                     }
                     false
                 }
@@ -369,14 +356,14 @@ impl Followed {
 
     async fn changes(&mut self, changes: Vec<Change>) -> bool {
         let Some(revision) = changes.last().map(|change| change.events.revision) else { return true };
-        self.watches.tell(revision);
-        let whole = changed(header_at(&self.door, revision), self.id, changes);
-        let most = self.door.state.options.request_bytes_max;
+        self.side.watches.tell(revision);
+        let whole = changed(header_at(&self.side.door, revision), self.id, changes);
+        let most = self.side.door.state.options.request_bytes_max;
         if !self.fragment || whole.encoded_len() <= most {
-            return self.out.send(whole).await;
+            return self.side.out.send(whole).await;
         }
         for part in fragments(whole, most) {
-            if !self.out.send(part).await {
+            if !self.side.out.send(part).await {
                 return false;
             }
         }
@@ -384,30 +371,32 @@ impl Followed {
     }
 
     async fn progress(&mut self, revision: Revision) -> bool {
-        match self.watches.told(self.id, revision) {
-            Told::NotAsked if self.notify => self.out.send(progress_of(&self.door, self.id, revision)).await,
+        match self.side.watches.told(self.id, revision) {
+            Told::NotAsked if self.notify => self.side.out.send(progress_of(&self.side.door, self.id, revision)).await,
             Told::NotAsked => true,
             Told::NotYet => {
                 tokio::time::sleep(PROGRESS_AGAIN).await;
                 self.stream.request_progress();
                 true
             }
-            Told::Noted => settle(&self.door, &self.watches, &self.group, &self.out).await,
+            Told::Noted => self.side.settle().await,
         }
     }
 
     async fn failed(&mut self, failure: Failure) -> bool {
         let answer = match failure {
-            Failure::Rejected(Rejection::Compacted { compacted, .. }) => compacted_away(&self.door, self.id, compacted),
+            Failure::Rejected(Rejection::Compacted { compacted, .. }) => {
+                compacted_away(&self.side.door, self.id, compacted)
+            }
             failure => pb::WatchResponse {
-                header: Some(header(&self.door.service().header())),
+                header: Some(header(&self.side.door.service().header())),
                 watch_id: self.id,
                 canceled: true,
-                cancel_reason: self.door.failed(&failure).message().to_owned(),
+                cancel_reason: self.side.door.failed(&failure).message().to_owned(),
                 ..pb::WatchResponse::default()
             },
         };
-        self.out.send(answer).await
+        self.side.out.send(answer).await
     }
 }
 

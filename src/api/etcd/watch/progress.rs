@@ -257,8 +257,8 @@ mod tests {
         assert_eq!(settled(&watches), None);
     }
 
-    #[test]
-    fn a_round_that_was_overtaken_by_changes_is_held_again() {
+    /// Asked at 5, where the first is; then a change at 7 is told, and the second is there.
+    fn overtaken() -> Watches {
         let watches = Watches::default();
         add(&watches, 0);
         add(&watches, 1);
@@ -266,6 +266,12 @@ mod tests {
         assert_eq!(watches.told(0, 5), Told::Noted);
         watches.tell(7);
         assert_eq!(watches.told(1, 7), Told::Noted);
+        watches
+    }
+
+    #[test]
+    fn a_round_that_was_overtaken_by_changes_is_held_again() {
+        let watches = overtaken();
         assert_eq!(settled(&watches), None, "5 is before what was told");
         assert_eq!((watches.told(0, 8), watches.told(1, 7)), (Told::Noted, Told::Noted));
         assert_eq!(settled(&watches), Some(7));
@@ -274,13 +280,7 @@ mod tests {
 
     #[test]
     fn who_is_up_with_the_store_counts_as_it_stands_at_the_end() {
-        let watches = Watches::default();
-        add(&watches, 0);
-        add(&watches, 1);
-        watches.ask(5);
-        assert_eq!(watches.told(0, 5), Told::Noted);
-        watches.tell(7);
-        assert_eq!(watches.told(1, 7), Told::Noted);
+        let watches = overtaken();
         assert_eq!(watches.settled(|| (8, [0].into())), Some(7));
     }
 
