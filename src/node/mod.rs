@@ -196,7 +196,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         snapshots: stores.snapshots,
         new_store: stores.new_store,
         machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
-        transport: Arc::new(transport),
+        transport: Arc::new(transport.clone()),
         publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -258,6 +258,7 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         api::State { service: service.clone(), registry, http, logs, clock, entropy, tasks: tasks.clone(), options };
     banner(&config, &listener, &service);
     let result = until_told(listener, state, &tasks, config.shutdown_timeout, &consensus).await;
+    transport.end().await;
     peers.end().await;
     result
 }

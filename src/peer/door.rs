@@ -4,7 +4,7 @@
 //! fails the handshake is answered with the reason and reaches nobody; a snapshot whose sender has
 //! fallen silent ends; what is not the peer protocol is told so, and said once in the log.
 
-use super::codec::Opaque;
+use super::codec::{Answer as Answered, Call, Message, Messages};
 use super::hello::{Hello, Identity, Refusal};
 use super::quiet::Quiet;
 use crate::env::Clock;
@@ -24,8 +24,8 @@ use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
-/// Unary requests between members of one cluster.
-pub(super) const CALL: &str = "/tenure.peer.v1.Peer/Call";
+/// Calls between members of one cluster, any number of them over one stream.
+pub(super) const EXCHANGE: &str = "/tenure.peer.v1.Peer/Exchange";
 /// Unary requests between members that are not in one cluster yet.
 pub(super) const MEET: &str = "/tenure.peer.v1.Peer/Meet";
 const APPEND: &str = "/tenure.peer.v1.Peer/Append";
@@ -113,14 +113,14 @@ impl Door {
         B::Error: Into<StdError> + Send,
     {
         let lane = match request.uri().path() {
-            CALL => return grpc().unary(Calls(self), request).await,
-            MEET => return grpc().unary(Meetings(self), request).await,
+            EXCHANGE => return grpc::<Answered, Call>().streaming(Exchanges(self), request).await,
+            MEET => return grpc::<Bytes, Bytes>().unary(Meetings(self), request).await,
             APPEND => Lane::Append,
             CONTROL => Lane::Control,
             SNAPSHOT => Lane::Snapshot,
             _ => return self.stranger(&request),
         };
-        grpc().streaming(Streams { door: self, lane }, request).await
+        grpc::<Bytes, Bytes>().streaming(Streams { door: self, lane }, request).await
     }
 
     fn stranger<B>(&self, request: &http::Request<B>) -> http::Response<Body> {
@@ -165,8 +165,8 @@ impl Admitted {
     }
 }
 
-fn grpc() -> Grpc<Opaque> {
-    Grpc::new(Opaque)
+fn grpc<E: Message, D: Message>() -> Grpc<Messages<E, D>> {
+    Grpc::new(Messages::new())
         .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
 }
@@ -177,20 +177,36 @@ fn failed(error: &TransportError) -> Status {
 
 type Answer<T> = BoxFuture<'static, Result<Response<T>, Status>>;
 
-struct Calls(Door);
+struct Exchanges(Door);
 
-impl UnaryService<Bytes> for Calls {
-    type Response = Bytes;
-    type Future = Answer<Bytes>;
+impl StreamingService<Call> for Exchanges {
+    type Response = Answered;
+    type ResponseStream = AnswerStream<Answered>;
+    type Future = Answer<AnswerStream<Answered>>;
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+    fn call(&mut self, request: Request<Streaming<Call>>) -> Self::Future {
         let admitted = self.0.admit(request.metadata());
         Box::pin(async move {
             let admitted = admitted?;
-            let answer = admitted.answerer.answer(request.into_inner()).await;
-            Ok(admitted.response(answer.map_err(|error| failed(&error))?))
+            let answerer = Arc::clone(&admitted.answerer);
+            let answers = pieces(request.into_inner(), None).map(move |call| answer(Arc::clone(&answerer), call));
+            let answers = answers.buffer_unordered(limits::PEER_CALLS_MAX).map(Ok);
+            let answers: AnswerStream<Answered> = Box::pin(answers);
+            Ok(admitted.response(answers))
         })
     }
+}
+
+/// Nobody waits for it longer than the call says, so neither does this end.
+async fn answer(answerer: Arc<dyn Answerer>, Call { number, within, request }: Call) -> Answered {
+    let outcome = match tokio::time::timeout(within, answerer.answer(request)).await {
+        Ok(Ok(answer)) if answer.len() > Answered::OUTCOME_MAX => {
+            Err(format!("the answer of {} bytes is too long", answer.len()))
+        }
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
+    };
+    Answered { number, outcome }
 }
 
 struct Meetings(Door);
@@ -230,8 +246,8 @@ impl StreamingService<Bytes> for Streams {
 }
 
 /// The requests of a stream; a broken one, and one that is silent for too long, ends.
-fn pieces(requests: Streaming<Bytes>, idle: Option<Duration>) -> BoxStream<'static, Bytes> {
-    let next = move |mut requests: Streaming<Bytes>| async move {
+fn pieces<T: Send + 'static>(requests: Streaming<T>, idle: Option<Duration>) -> BoxStream<'static, T> {
+    let next = move |mut requests: Streaming<T>| async move {
         let piece = match idle {
             Some(idle) => tokio::time::timeout(idle, requests.message()).await.ok()?,
             None => requests.message().await,

@@ -1,6 +1,6 @@
 //! One question to a member that need not be of this cluster: how clusters are formed and joined.
 
-use super::codec::Opaque;
+use super::codec::Messages;
 use super::door::MEET;
 use super::hello::Refusal;
 use super::link::{channel, never_sent};
@@ -28,7 +28,7 @@ pub async fn meet(
     let mut grpc = Grpc::new(channel(url, settings.care(), clock, entropy)?);
     let exchange = async {
         grpc.ready().await.map_err(|error| error.to_string())?;
-        let answer = grpc.unary(Request::new(question), PathAndQuery::from_static(MEET), Opaque).await;
+        let answer = grpc.unary(Request::new(question), PathAndQuery::from_static(MEET), Messages::new()).await;
         let why = |status: tonic::Status| match status.code() {
             Code::Unimplemented => format!("{url}: {}", Refusal::no_member()),
             _ => never_sent(&status).unwrap_or_else(|| status.message().to_owned()),

@@ -8,6 +8,7 @@
 
 mod codec;
 mod door;
+mod exchange;
 mod hello;
 mod link;
 mod meet;

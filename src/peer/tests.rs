@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::env::{Clock, Entropy, SeededEntropy, SystemClock, TaskSet};
+use crate::model::limits;
 use crate::net::{Limits, Listener, Security};
 use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
 use bytes::Bytes;
@@ -198,6 +199,20 @@ async fn only_what_was_never_sent_is_called_unreachable() {
 }
 
 #[tokio::test]
+async fn calls_that_nobody_waits_for_any_more_are_in_nobody_s_way() {
+    let there = There::opened().await;
+    let transport = transport(N1);
+    let call = |what: &'static str, within| {
+        transport.call(there.peer(), Lane::Control, Bytes::from_static(what.as_bytes()), within)
+    };
+    let hanging: Vec<_> = (0..2 * limits::PEER_CALLS_MAX).map(|_| call("hang", Duration::from_millis(300))).collect();
+    let (hanging, answer) = tokio::join!(futures_util::future::join_all(hanging), call("hello", LONG));
+    assert!(hanging.iter().all(|late| matches!(late, Err(TransportError::Failed(_)))));
+    assert_eq!(answer.unwrap(), "hello");
+    there.stop().await;
+}
+
+#[tokio::test]
 async fn a_member_that_is_not_ready_is_tried_again() {
     let there = There::start().await;
     let transport = transport(N1);
@@ -256,9 +271,14 @@ async fn garbage_and_messages_that_are_too_long_end_a_request_and_nothing_else()
     };
     // A frame of two gigabytes, a flag that there is not, and a frame that breaks off.
     for body in ["\0\x7f\x7f\x7f\x7fx", "\x07\0\0\0\x01x", "\0\0\0\x01\0x"] {
-        let status = refused(door::CALL, body).await;
+        let status = refused(door::MEET, body).await;
         assert!(status.as_deref().is_some_and(|status| status != "0"), "{body:?}: {status:?}");
+        refused(door::EXCHANGE, body).await;
         refused(door::lane_path(Lane::Append), body).await;
+    }
+    // Calls that break off in their number and in their time.
+    for body in ["\0\0\0\0\x01x", "\0\0\0\0\x08number 1", "\0\0\0\0\x09number 1x"] {
+        refused(door::EXCHANGE, body).await;
     }
     assert_eq!(there.asked(), 4, "only the streams were opened");
     send.send(Bytes::from_static(b"one")).await.unwrap();

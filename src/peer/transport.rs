@@ -1,21 +1,22 @@
-//! `raft::Transport` over gRPC: a call is a unary request, a stream one of HTTP/2's, so that any
-//! number of them share a lane's connection, each with its own flow control, deadline and end.
+//! `raft::Transport` over gRPC: a stream is one of HTTP/2's, with its own flow control, deadline and end, and the calls
+//! of a lane share another (`exchange`).
 //!
 //! Invariants: at most one set of connections per peer; a refused handshake is logged once, not at
 //! every try; dropping the answers of a stream ends its requests too.
 
-use super::codec::Opaque;
-use super::door::{CALL, NOT_YET, lane_path};
+use super::codec::{Call, Message, Messages};
+use super::door::{EXCHANGE, NOT_YET, lane_path};
+use super::exchange::Exchange;
 use super::hello::{Hello, Identity, Refusal};
 use super::link::{Care, channel, never_sent};
-use crate::env::{Clock, Entropy};
+use crate::env::{Clock, Entropy, TaskSet};
 use crate::model::limits;
 use crate::net::{Patience, Security, root_cause};
 use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -25,12 +26,13 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 /// A stream of appends or of a snapshot opens within this time, whatever its requests are given.
 const OPEN_MIN: Duration = Duration::from_secs(2);
 /// Connections of a peer that was not called for this long are let go when another is met.
 const FORGET: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(1);
 
 /// The time scale of this member's peers.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +65,8 @@ struct Inner {
     settings: Settings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    /// Those who read the answers to calls.
+    tasks: TaskSet,
     peers: Mutex<BTreeMap<MemberId, Arc<Connections>>>,
 }
 
@@ -71,12 +75,20 @@ struct Connections {
     me: Identity,
     peer: Peer,
     hello: MetadataValue<Ascii>,
-    append: Channel,
-    control: Channel,
-    snapshot: Channel,
+    append: Line,
+    control: Line,
+    snapshot: Line,
     used: Mutex<Duration>,
     /// What was last said of it in the log.
     trouble: Mutex<Option<Trouble>>,
+}
+
+/// One of the connections.
+#[derive(Debug)]
+struct Line {
+    channel: Channel,
+    /// The calls' stream, if one was opened; held by who opens it.
+    exchange: tokio::sync::Mutex<Option<Arc<Exchange>>>,
 }
 
 /// Why a peer is not talked to.
@@ -90,7 +102,12 @@ impl PeerTransport {
     #[must_use]
     pub fn new(settings: Settings, clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
         let peers = Mutex::new(BTreeMap::new());
-        Self(Arc::new(Inner { me: OnceLock::new(), settings, clock, entropy, peers }))
+        Self(Arc::new(Inner { me: OnceLock::new(), settings, clock, entropy, tasks: TaskSet::new(), peers }))
+    }
+
+    /// Ends what is left of calls.
+    pub async fn end(&self) {
+        self.0.tasks.stop(STOP).await;
     }
 
     /// Says who this member is. Before that, nobody is reachable.
@@ -110,7 +127,8 @@ impl Inner {
         }
         let open = || {
             let made = channel(&peer.member.peer_url, self.settings.care(), self.clock.clone(), self.entropy.clone());
-            made.map_err(TransportError::Unreachable)
+            let channel = made.map_err(TransportError::Unreachable)?;
+            Ok(Line { channel, exchange: tokio::sync::Mutex::default() })
         };
         let connections = Arc::new(Connections {
             me: *me,
@@ -129,21 +147,63 @@ impl Inner {
 }
 
 impl Connections {
-    fn grpc(&self, lane: Lane) -> Grpc<Channel> {
-        let channel = match lane {
+    fn line(&self, lane: Lane) -> &Line {
+        match lane {
             Lane::Append => &self.append,
             Lane::Control => &self.control,
             Lane::Snapshot => &self.snapshot,
-        };
-        Grpc::new(channel.clone())
-            .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
+        }
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+    /// Opens a stream with a peer that is who it is taken for.
+    async fn open<E: Message, D: Message>(
+        &self,
+        line: &Line,
+        path: &'static str,
+        requests: impl Stream<Item = E> + Send + 'static,
+    ) -> Result<Streaming<D>, TransportError> {
+        let mut grpc = Grpc::new(line.channel.clone())
+            .max_decoding_message_size(limits::PEER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::PEER_MESSAGE_BYTES_MAX);
+        grpc.ready().await.map_err(|error| TransportError::Unreachable(error.to_string()))?;
+        let mut request = Request::new(requests);
         Hello::write(&self.hello, request.metadata_mut());
-        request
+        let answers = grpc.streaming(request, PathAndQuery::from_static(path), Messages::new()).await;
+        let answers = answers.map_err(|status| self.failed(&status))?;
+        self.check(answers.metadata())?;
+        Ok(answers.into_inner())
+    }
+
+    /// The stream of a lane's calls, opened if there is none.
+    async fn exchange(&self, lane: Lane, tasks: &TaskSet) -> Result<Arc<Exchange>, TransportError> {
+        let line = self.line(lane);
+        let mut known = line.exchange.lock().await;
+        if let Some(open) = known.as_ref().filter(|open| !open.has_ended()) {
+            return Ok(Arc::clone(open));
+        }
+        let (exchange, opening) = Exchange::new(tasks.stopping());
+        let (requests, reading) = opening.split();
+        let answers = self.open(line, EXCHANGE, requests).await?;
+        tasks.spawn("answers of a peer", reading.read(answers, told));
+        Ok(Arc::clone(known.insert(Arc::new(exchange))))
+    }
+
+    async fn call(
+        &self,
+        lane: Lane,
+        request: Bytes,
+        within: Duration,
+        tasks: &TaskSet,
+    ) -> Result<Bytes, TransportError> {
+        if request.len() > Call::REQUEST_MAX {
+            return Err(TransportError::Unreachable(format!("a request of {} bytes is too long", request.len())));
+        }
+        let answer = self.exchange(lane, tasks).await?.call(request, within).await;
+        let of_peer = |why: String| format!("{}: {why}", self.peer.member.peer_url);
+        answer.map_err(|error| match error {
+            TransportError::Unreachable(why) => TransportError::Unreachable(of_peer(why)),
+            TransportError::Failed(why) => TransportError::Failed(of_peer(why)),
+        })
     }
 
     /// The peer's own word on who it is.
@@ -222,20 +282,10 @@ impl Transport for PeerTransport {
         request: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
-        let connections = self.0.connections(&peer);
+        let (connections, tasks) = (self.0.connections(&peer), self.0.tasks.clone());
         Box::pin(async move {
             let connections = connections?;
-            let mut grpc = connections.grpc(lane);
-            let exchange = async {
-                let not_ready = |error: tonic::transport::Error| TransportError::Unreachable(error.to_string());
-                grpc.ready().await.map_err(not_ready)?;
-                let path = PathAndQuery::from_static(CALL);
-                let answer = grpc.unary(connections.request(request), path, Opaque).await;
-                let answer = answer.map_err(|status| connections.failed(&status))?;
-                connections.check(answer.metadata())?;
-                Ok(answer.into_inner())
-            };
-            match tokio::time::timeout(timeout, exchange).await {
+            match tokio::time::timeout(timeout, connections.call(lane, request, timeout, &tasks)).await {
                 Ok(result) => result,
                 Err(_) => Err(connections.late(timeout)),
             }
@@ -257,18 +307,9 @@ impl Transport for PeerTransport {
         let given_up = given_up.drop_guard();
         Box::pin(async move {
             let connections = connections?;
-            let mut grpc = connections.grpc(lane);
-            let opening = async {
-                let not_ready = |error: tonic::transport::Error| TransportError::Unreachable(error.to_string());
-                grpc.ready().await.map_err(not_ready)?;
-                let path = PathAndQuery::from_static(lane_path(lane));
-                let answers = grpc.streaming(connections.request(requests), path, Opaque).await;
-                answers.map_err(|status| connections.failed(&status))
-            };
+            let opening = connections.open(connections.line(lane), lane_path(lane), requests);
             let opened = tokio::time::timeout(timeout, opening).await;
             let answers = opened.unwrap_or_else(|_| Err(connections.late(timeout)))?;
-            connections.check(answers.metadata())?;
-            let answers = answers.into_inner();
             let answers = answers.map(move |answer| {
                 let _until_dropped = &given_up;
                 answer.map_err(|status| connections.failed(&status))

@@ -28,8 +28,8 @@ use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -121,6 +121,8 @@ pub(crate) enum Call {
     Vote(VoteRequest<Types>),
     PreVote(VoteRequest<Types>),
     TransferLeader(TransferLeaderRequest<Types>),
+    /// An append of nothing.
+    Heartbeat(AppendEntriesRequest<Types>),
     /// To the leader: answered by `Vec<Answer>`.
     Propose(Vec<Forwarded>),
     /// To the leader: answered by `Result<u64, Failure>`, up to where to apply before reading.
@@ -244,6 +246,23 @@ impl Client {
         let answer = self.transport.call(self.peer(), Lane::Control, request.into(), option.soft_ttl());
         codec::decode("peer's answer", &answer.await.map_err(failed)?).map_err(broken)
     }
+
+    /// A call, since openraft opens a stream for each, and every round of a read barrier has some.
+    async fn heartbeat(
+        &self,
+        beat: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
+        let prev_log_id = beat.prev_log_id;
+        match self.call::<AppendEntriesResponse<Types>>(&Call::Heartbeat(beat), &option).await? {
+            AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => Ok(Ok(prev_log_id)),
+            AppendEntriesResponse::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(vote))),
+            AppendEntriesResponse::Conflict => match prev_log_id {
+                Some(conflict) => Ok(Err(StreamAppendError::Conflict(conflict))),
+                None => Err(RPCError::Network(NetworkError::from_string("a conflict with nothing"))),
+            },
+        }
+    }
 }
 
 fn broken(fault: Fault) -> RPCError<Types> {
@@ -300,14 +319,19 @@ impl NetStreamAppend<Types> for Client {
     where
         S: futures_util::Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
+        if self.append_lane == Lane::Control {
+            let this = &*self;
+            let answers: RaftStream<'s, _> = Box::pin(input.then(move |beat| this.heartbeat(beat, option.clone())));
+            return Box::pin(std::future::ready(Ok(answers)));
+        }
         #[cfg(feature = "mutants")]
         let (input, sent) = noted(input);
-        // Entries that have been purged since can't be sent any more. Heartbeats need none.
-        let (log, lane) = (self.log.clone(), self.append_lane);
+        // Entries that have been purged since can't be sent any more.
+        let log = self.log.clone();
         let gap = Arc::new(AtomicBool::new(false));
         let found = gap.clone();
         let input = input.take_while(move |request| {
-            let is_gap = lane == Lane::Append && log.is_purged_behind(request.prev_log_id);
+            let is_gap = log.is_purged_behind(request.prev_log_id);
             found.fetch_or(is_gap, Ordering::Relaxed);
             std::future::ready(!is_gap)
         });
@@ -315,16 +339,14 @@ impl NetStreamAppend<Types> for Client {
         let requests = input.map(|request| codec::encode(&request).map(Bytes::from));
         let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok())).boxed();
-        let answers = self.transport.stream(self.peer(), self.append_lane, requests, option.soft_ttl());
+        let answers = self.transport.stream(self.peer(), Lane::Append, requests, option.soft_ttl());
         Box::pin(async move {
             let answers = match answers.await {
                 Ok(answers) => answers,
                 Err(error) => {
                     // openraft pauses before a request it hands out; here none was taken, so it would
                     // open the next stream at once.
-                    if lane == Lane::Append {
-                        tokio::time::sleep(REOPEN_PAUSE).await;
-                    }
+                    tokio::time::sleep(REOPEN_PAUSE).await;
                     return Err(failed(error));
                 }
             };
@@ -332,7 +354,7 @@ impl NetStreamAppend<Types> for Client {
                 codec::decode::<StreamAppendResult<Types>>("peer's answer", &answer.map_err(failed)?).map_err(broken)
             });
             #[cfg(feature = "mutants")]
-            if lane == Lane::Append && mutant::is_active(Mutant::AckBeforeQuorum) {
+            if mutant::is_active(Mutant::AckBeforeQuorum) {
                 let answers: RaftStream<'s, _> = Box::pin(taken_for_answers(sent, answers));
                 return Ok(answers);
             }

@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse, StreamAppendError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -31,6 +31,13 @@ impl Consensus {
             Call::PreVote(vote) => encode(&self.raft().pre_vote(vote).await.map_err(ended)?),
             Call::TransferLeader(transfer) => {
                 encode(&self.raft().handle_transfer_leader(transfer).await.map_err(ended)?)
+            }
+            Call::Heartbeat(beat) => {
+                let response = self.raft().append_entries(beat).await.map_err(ended)?;
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.note_leader_heard();
+                }
+                encode(&response)
             }
             Call::Propose(batch) => encode(&match self.ensure_writable() {
                 Ok(()) => self.batcher().propose_while_leading(batch, self.leading()).await,

@@ -4,14 +4,14 @@ use super::super::log_store::LogStore;
 use super::super::network::{Directory, Network};
 use super::super::types::{LogBatch, LogId, Types, Vote, log_id};
 use super::*;
-use crate::model::LogPosition;
+use crate::model::{LogPosition, codec};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use openraft::EntryPayload;
 use openraft::alias::EntryOf;
 use openraft::network::{NetStreamAppend, RPCOption, RaftNetworkFactory};
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 
 fn at(index: u64) -> LogId {
@@ -58,13 +58,15 @@ async fn eventually_purged(log: &mut LogStore) {
     panic!("the log is not purged");
 }
 
-/// Keeps what it is given to send, and answers nothing.
+/// Keeps what it is given to send. Streams get no answers, calls a heartbeat's.
 #[derive(Debug, Default)]
 struct Sent(Arc<Mutex<Vec<Bytes>>>);
 
 impl Transport for Sent {
-    fn call(&self, _: Peer, _: Lane, _: Bytes, _: Duration) -> BoxFuture<'static, Result<Bytes, TransportError>> {
-        Box::pin(async { Err(TransportError::Failed("no calls here".into())) })
+    fn call(&self, _: Peer, _: Lane, request: Bytes, _: Duration) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        self.0.lock().push(request);
+        let answer = codec::encode(&AppendEntriesResponse::<Types>::Conflict).unwrap();
+        Box::pin(async move { Ok(answer.into()) })
     }
 
     fn stream(
@@ -112,5 +114,7 @@ async fn a_stream_of_appends_ends_with_an_error_before_what_was_purged_and_heart
 
     let mut heartbeats = network.new_heartbeat_client(2, &member(2)).await;
     let answers: Vec<_> = heartbeats.stream_append(requests(), option).await.unwrap().collect().await;
-    assert_eq!((kept.lock().len(), answers.len()), (4, 0), "heartbeats carry no entries");
+    assert_eq!(kept.lock().len(), 4, "heartbeats carry no entries");
+    let conflicts = [25, 20, 5, 26].map(|index| Err(StreamAppendError::Conflict(at(index))));
+    assert_eq!(answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(), conflicts);
 }
