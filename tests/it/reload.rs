@@ -25,8 +25,11 @@ impl Member {
         Self { node, file, _dir: dir }
     }
 
+    /// In one step: a file that is being written is an empty one for a moment.
     fn reload(&self, settings: &str) {
-        std::fs::write(&self.file, settings).unwrap();
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, settings).unwrap();
+        std::fs::rename(&new, &self.file).unwrap();
         self.node.signal_hangup();
     }
 
@@ -99,7 +102,7 @@ async fn a_wrong_file_changes_nothing() {
     for (wrong, names) in [
         ("quota-bytes = \"3GiB\"\nlog-level = \"loud\"\n", "log-level"),
         ("quota-bytes = \"3GiB\"\nqouta-bytes = 1\n", "qouta-bytes"),
-        ("quota-bytes = \"3GiB\"\nauto-compact = [\n", "tenure.toml"),
+        ("quota-bytes = \"3GiB\"\nauto-compact = [\n", "unclosed array"),
         ("quota-bytes = \"3GiB\"\nadmission-bytes = \"64KiB\"\n", "admission-bytes"),
     ] {
         member.reload(wrong);
