@@ -5,6 +5,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Beside a thread of the usual priority that never waits, this leaves one a tenth of a processor, and it is taken from
+/// it at once when such a thread wakes.
+#[cfg(target_os = "linux")]
+const BACKGROUND_NICE: i32 = 10;
+
 /// A cheap handle on the tasks of one node. `stop` ends them all.
 #[derive(Debug, Clone, Default)]
 pub struct TaskSet {
@@ -55,10 +60,60 @@ impl TaskSet {
         self.tracker.spawn_blocking(work).await.ok()
     }
 
+    /// As `blocking`, on a thread of its own that gives way to those that answer requests. Threads that it starts do
+    /// the same for as long as they live.
+    pub async fn background<T, F>(&self, name: &'static str, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        let tracked = self.tracker.token();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Elsewhere the priority is that of the whole process. Where it may not be changed the work is done all
+            // the same.
+            #[cfg(target_os = "linux")]
+            if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < BACKGROUND_NICE) {
+                rustix::process::setpriority_process(None, BACKGROUND_NICE).ok();
+            }
+            let outcome = work();
+            drop(tracked);
+            drop(done.send(outcome));
+        });
+        if let Err(error) = thread {
+            tracing::warn!(%error, name, "no thread could be started");
+            return None;
+        }
+        outcome.await.ok()
+    }
+
     /// Signals every task and waits for them, at most `within`. True if all have ended.
     pub async fn stop(&self, within: Duration) -> bool {
         self.stopping.cancel();
         self.tracker.close();
         tokio::time::timeout(within, self.tracker.wait()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn background_work_gives_way_and_is_waited_for() {
+        let tasks = TaskSet::new();
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let within = tasks.background("low", nice).await;
+        #[cfg(target_os = "linux")]
+        assert_eq!(within, Some(before.max(BACKGROUND_NICE)));
+        assert_eq!((nice(), within.is_some()), (before, true), "nobody else does");
+        assert_eq!(tasks.background("panics", || panic!("for the test")).await, None::<()>);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let given_up = tokio::time::timeout(Duration::from_millis(20), tasks.background("slow", move || wait.recv()));
+        assert!(given_up.await.is_err());
+        assert!(!tasks.stop(Duration::from_millis(50)).await, "it is still at work");
+        go.send(()).unwrap();
+        assert!(tasks.stop(Duration::from_secs(10)).await);
     }
 }

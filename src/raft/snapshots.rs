@@ -189,10 +189,15 @@ impl Snapshots {
         &self,
         work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
-        match self.tasks.blocking(work).await {
-            Some(result) => result,
-            None => Err(Fault::Invariant("work on a snapshot panicked".into())),
-        }
+        self.tasks.blocking(work).await.unwrap_or_else(panicked)
+    }
+
+    /// For what takes seconds and nobody waits for.
+    async fn background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.tasks.background("snapshot", work).await.unwrap_or_else(panicked)
     }
 
     /// Begins a snapshot if the log has grown enough since the last.
@@ -229,7 +234,7 @@ impl Snapshots {
     /// The log up to here is in two verified snapshots.
     async fn purgeable(&self) -> Option<u64> {
         let store = self.store.clone();
-        match self.blocking(move || store.second_newest()).await {
+        match self.background(move || store.second_newest()).await {
             Ok(found) => {
                 for damaged in &found.damaged {
                     tracing::error!(path = %damaged.path.display(), fault = %damaged.fault, "snapshot damaged");
@@ -412,6 +417,10 @@ struct Work {
     log_bytes: u64,
 }
 
+fn panicked<T>() -> Result<T, Fault> {
+    Err(Fault::Invariant("work on a snapshot panicked".into()))
+}
+
 impl Builder {
     async fn build(&self, work: Work) {
         let Work { image, stored, meta, log_bytes } = work;
@@ -420,7 +429,7 @@ impl Builder {
             self.applier.flushed.covers(at).await;
         }
         let snapshots = self.snapshots.clone();
-        match self.snapshots.blocking(move || snapshots.write(&image, stored)).await {
+        match self.snapshots.background(move || snapshots.write(&image, stored)).await {
             Ok(Some(stored)) => self.snapshots.published(Local { meta, stored }),
             Ok(None) => {}
             Err(fault) => {
