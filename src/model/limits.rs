@@ -153,7 +153,7 @@ pub const DISK_RESERVE_BYTES_DEFAULT: u64 = 256 << 20;
 pub const SHUTDOWN_S: u64 = 15;
 /// One message between members; a longer one closes its stream.
 pub const PEER_MESSAGE_BYTES_MAX: usize = WAL_RECORD_BYTES_MAX + (1 << 20);
-/// Calls of one peer over one connection that are answered at a time, and as many that wait to be sent.
+/// Calls of one peer over one connection that are answered at a time; what comes meanwhile waits at the caller.
 pub const PEER_CALLS_MAX: usize = 256;
 /// Entries whose state hash is kept for comparison with other members; older ones are forgotten.
 pub const STATE_MARKS_MAX: usize = 4096;

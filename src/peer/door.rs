@@ -189,8 +189,12 @@ impl StreamingService<Call> for Exchanges {
         Box::pin(async move {
             let admitted = admitted?;
             let answerer = Arc::clone(&admitted.answerer);
-            let answers = pieces(request.into_inner(), None).map(move |call| answer(Arc::clone(&answerer), call));
-            let answers = answers.buffer_unordered(limits::PEER_CALLS_MAX).map(Ok);
+            // A broken request ends the stream with its reason, and so the calls that are still open.
+            let answers = request.into_inner().map(move |call| {
+                let answerer = Arc::clone(&answerer);
+                async move { Ok(answer(answerer, call?).await) }
+            });
+            let answers = answers.buffer_unordered(limits::PEER_CALLS_MAX);
             let answers: AnswerStream<Answered> = Box::pin(answers);
             Ok(admitted.response(answers))
         })
@@ -246,8 +250,8 @@ impl StreamingService<Bytes> for Streams {
 }
 
 /// The requests of a stream; a broken one, and one that is silent for too long, ends.
-fn pieces<T: Send + 'static>(requests: Streaming<T>, idle: Option<Duration>) -> BoxStream<'static, T> {
-    let next = move |mut requests: Streaming<T>| async move {
+fn pieces(requests: Streaming<Bytes>, idle: Option<Duration>) -> BoxStream<'static, Bytes> {
+    let next = move |mut requests: Streaming<Bytes>| async move {
         let piece = match idle {
             Some(idle) => tokio::time::timeout(idle, requests.message()).await.ok()?,
             None => requests.message().await,

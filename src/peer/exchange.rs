@@ -1,12 +1,12 @@
 //! Many calls over one stream of a connection. A request of HTTP/2 for each would cost several times as much: headers
 //! and trailers both ways, and a task at the other end.
 //!
-//! Invariants: an answer finds its call by its number, in whatever order they come; what was not sent of a call that
-//! is given up never is, and what was occupies the other end no longer than the call was given; when the stream ends
-//! every call still open is told so, and told apart whether it was sent.
+//! Invariants: an answer finds its call by its number, in whatever order they come; nobody who calls holds anything
+//! that another waits for, polled or not; what was not sent of a call that is given up never is, and one that is told
+//! to be unreachable was not; what was sent occupies the other end no longer than the call was given, and may be
+//! carried out there although it was given up here.
 
 use super::codec::{Answer, Call};
-use crate::model::limits;
 use crate::raft::TransportError;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
@@ -24,7 +24,7 @@ const ENDED: &str = "the connection has ended";
 type Outcome = Result<Bytes, TransportError>;
 
 #[derive(Debug)]
-struct Open {
+struct Pending {
     /// Until it is sent.
     call: Option<Call>,
     outcome: oneshot::Sender<Outcome>,
@@ -32,124 +32,157 @@ struct Open {
 
 #[derive(Debug, Default)]
 struct Calls {
+    /// The number of the newest.
     last: u64,
-    open: BTreeMap<u64, Open>,
+    /// None up to this one is still to be sent.
+    sent: u64,
+    pending: BTreeMap<u64, Pending>,
     ended: bool,
 }
 
+#[derive(Debug, Default)]
+struct Shared {
+    calls: Mutex<Calls>,
+    /// There is something to send, or will never be again.
+    wanted: Notify,
+}
+
 impl Calls {
-    fn take(&mut self, number: u64) -> Option<Call> {
-        self.open.get_mut(&number)?.call.take()
+    fn add(&mut self, request: Bytes, within: Duration, outcome: oneshot::Sender<Outcome>) -> Option<u64> {
+        if self.ended {
+            return None;
+        }
+        self.last += 1;
+        let call = Call { number: self.last, within, request };
+        self.pending.insert(self.last, Pending { call: Some(call), outcome });
+        Some(self.last)
+    }
+
+    fn next_to_send(&mut self) -> Option<Call> {
+        let (number, pending) = self.pending.range_mut(self.sent + 1..).next()?;
+        self.sent = *number;
+        pending.call.take()
     }
 
     fn answered(&mut self, Answer { number, outcome }: Answer) {
         // One that has been given up is not there any more, and neither is who waits for it.
-        if let Some(open) = self.open.remove(&number) {
-            drop(open.outcome.send(outcome.map_err(TransportError::Failed)));
+        if let Some(pending) = self.pending.remove(&number) {
+            drop(pending.outcome.send(outcome.map_err(TransportError::Failed)));
         }
     }
+}
 
-    fn end(&mut self, why: &str) {
-        self.ended = true;
-        for open in std::mem::take(&mut self.open).into_values() {
-            let error = match open.call {
-                Some(_) => TransportError::Unreachable(why.to_owned()),
-                None => TransportError::Failed(why.to_owned()),
-            };
-            drop(open.outcome.send(Err(error)));
+impl Pending {
+    fn fails(&self, why: String) -> TransportError {
+        match self.call {
+            Some(_) => TransportError::Unreachable(why),
+            None => TransportError::Failed(why),
         }
+    }
+}
+
+impl Shared {
+    fn end(&self, why: &str) {
+        let pending = {
+            let mut calls = self.calls.lock();
+            calls.ended = true;
+            std::mem::take(&mut calls.pending)
+        };
+        for pending in pending.into_values() {
+            let error = pending.fails(why.to_owned());
+            drop(pending.outcome.send(Err(error)));
+        }
+        self.wanted.notify_one();
     }
 }
 
 /// The calling side of a stream. Dropped, it ends the stream.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    calls: Arc<Mutex<Calls>>,
-    /// Whose turn it is to be sent. What is sent stays with the call until then, and goes with it.
-    turns: mpsc::Sender<u64>,
-    _open: DropGuard,
+    shared: Arc<Shared>,
+    _until_dropped: DropGuard,
 }
 
-/// A stream that is being opened: what it is to carry, and what takes its answers.
-pub(super) struct Opening {
-    calls: Arc<Mutex<Calls>>,
-    turns: mpsc::Receiver<u64>,
-    closed: CancellationToken,
-}
-
-/// Whoever drops it has ended the stream.
+/// What takes the answers of the stream. Whoever drops it has ended the stream.
 pub(super) struct Reading {
-    calls: Arc<Mutex<Calls>>,
+    shared: Arc<Shared>,
     closed: CancellationToken,
 }
 
 impl Exchange {
-    /// Ends when `stopping` does.
-    pub(super) fn new(stopping: &CancellationToken) -> (Self, Opening) {
-        let calls = Arc::<Mutex<Calls>>::default();
-        let (turns, taken) = mpsc::channel(limits::PEER_CALLS_MAX);
-        let closed = stopping.child_token();
-        let exchange = Self { calls: Arc::clone(&calls), turns, _open: closed.clone().drop_guard() };
-        (exchange, Opening { calls, turns: taken, closed })
+    /// With what the stream is to carry; that begins with `opened`. Ends when `stopping` does.
+    pub(super) fn new(
+        stopping: &CancellationToken,
+        opened: oneshot::Receiver<()>,
+    ) -> (Self, impl Stream<Item = Call> + Send + 'static, Reading) {
+        let (shared, closed) = (Arc::<Shared>::default(), stopping.child_token());
+        let calls = stream::unfold((Arc::clone(&shared), Some(opened)), |(shared, mut opened)| async move {
+            if let Some(opened) = opened.take() {
+                opened.await.ok()?;
+            }
+            loop {
+                {
+                    let mut calls = shared.calls.lock();
+                    if calls.ended {
+                        return None;
+                    }
+                    if let Some(call) = calls.next_to_send() {
+                        drop(calls);
+                        return Some((call, (shared, None)));
+                    }
+                }
+                shared.wanted.notified().await;
+            }
+        });
+        let exchange = Self { shared: Arc::clone(&shared), _until_dropped: closed.clone().drop_guard() };
+        (exchange, calls, Reading { shared, closed })
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.calls.lock().ended
+        self.shared.calls.lock().ended
     }
 
     /// Waits for the answer; given up when dropped.
     ///
     /// # Errors
-    /// If the stream ends first, or the other end has no answer.
+    /// If there is none in time, the stream ends first, or the other end has none.
     pub(super) async fn call(&self, request: Bytes, within: Duration) -> Outcome {
         let (outcome, told) = oneshot::channel();
-        let asked = {
-            let mut calls = self.calls.lock();
-            if calls.ended {
-                return Err(TransportError::Unreachable(ENDED.to_owned()));
-            }
-            calls.last += 1;
-            let number = calls.last;
-            calls.open.insert(number, Open { call: Some(Call { number, within, request }), outcome });
-            Asked { calls: &self.calls, number }
+        let Some(number) = self.shared.calls.lock().add(request, within, outcome) else {
+            return Err(TransportError::Unreachable(ENDED.to_owned()));
         };
-        // If nobody takes turns any more the stream is at its end, and the call is told with all others.
-        self.turns.send(asked.number).await.ok();
-        told.await.unwrap_or_else(|_| Err(TransportError::Failed(ENDED.to_owned())))
+        let _given_up = GivenUp { calls: &self.shared.calls, number };
+        self.shared.wanted.notify_one();
+        match tokio::time::timeout(within, told).await {
+            Ok(told) => told.unwrap_or_else(|_| Err(TransportError::Failed(ENDED.to_owned()))),
+            Err(_) => {
+                let why = format!("no answer within {} ms", within.as_millis());
+                let pending = self.shared.calls.lock().pending.remove(&number);
+                Err(pending.map_or_else(|| TransportError::Failed(why.clone()), |pending| pending.fails(why.clone())))
+            }
+        }
     }
 }
 
-/// A call that somebody waits for.
-struct Asked<'a> {
+/// When dropped.
+struct GivenUp<'a> {
     calls: &'a Mutex<Calls>,
     number: u64,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
-        self.calls.lock().open.remove(&self.number);
-    }
-}
-
-impl Opening {
-    pub(super) fn split(self) -> (impl Stream<Item = Call> + Send + 'static, Reading) {
-        let Self { calls, turns, closed } = self;
-        let reading = Reading { calls: Arc::clone(&calls), closed };
-        let sent = stream::unfold((turns, calls), |(mut turns, calls)| async move {
-            loop {
-                let number = turns.recv().await?;
-                let call = calls.lock().take(number);
-                if let Some(call) = call {
-                    return Some((call, (turns, calls)));
-                }
-            }
-        });
-        (sent, reading)
+        self.calls.lock().pending.remove(&self.number);
     }
 }
 
 impl Reading {
-    /// Hands each answer to who waits for it.
+    /// `None` if nobody has the exchange any more.
+    pub(super) async fn while_wanted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closed.run_until_cancelled(work).await
+    }
+
+    /// Hands each answer to who waits for it, until the stream ends.
     pub(super) async fn read(
         self,
         answers: impl Stream<Item = Result<Answer, Status>>,
@@ -158,16 +191,20 @@ impl Reading {
         let mut answers = pin!(answers.take_until(self.closed.cancelled()));
         while let Some(answer) = answers.next().await {
             match answer {
-                Ok(answer) => self.calls.lock().answered(answer),
-                Err(status) => return self.calls.lock().end(&why(&status)),
+                Ok(answer) => self.shared.calls.lock().answered(answer),
+                Err(status) => return self.end(&why(&status)),
             }
         }
+    }
+
+    pub(super) fn end(&self, why: &str) {
+        self.shared.end(why);
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.calls.lock().end(ENDED);
+        self.shared.end(ENDED);
     }
 }
 
@@ -175,16 +212,17 @@ impl Drop for Reading {
 mod tests {
     use super::*;
     use futures_util::poll;
-    use std::future::Future;
     use std::pin::Pin;
+    use tokio::sync::mpsc;
 
     type Sent = Pin<Box<dyn Stream<Item = Call> + Send>>;
     type Answers = mpsc::Sender<Result<Answer, Status>>;
 
     /// An exchange whose other end the test plays.
     fn exchange() -> (Exchange, Sent, Answers, impl Future<Output = ()>) {
-        let (exchange, opening) = Exchange::new(&CancellationToken::new());
-        let (sent, reading) = opening.split();
+        let (open, opened) = oneshot::channel();
+        let (exchange, sent, reading) = Exchange::new(&CancellationToken::new(), opened);
+        open.send(()).unwrap();
         let (answers, told) = mpsc::channel(8);
         let told = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
         (exchange, Box::pin(sent), answers, reading.read(told, |status| status.message().to_owned()))
@@ -240,7 +278,7 @@ mod tests {
         }
         assert!(poll!(&mut reading).is_pending());
         assert_eq!(kept.await.unwrap(), "2");
-        assert!(exchange.calls.lock().open.is_empty());
+        assert!(exchange.shared.calls.lock().pending.is_empty());
     }
 
     #[tokio::test]
@@ -264,5 +302,31 @@ mod tests {
         assert!(poll!(&mut call).is_pending());
         drop(reading);
         assert!(call.await.is_err() && exchange.has_ended());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_late_and_not_sent_is_told_apart() {
+        let (open, opened) = oneshot::channel();
+        let (exchange, sent, _reading) = Exchange::new(&CancellationToken::new(), opened);
+        let mut sent = pin!(sent);
+        assert!(poll!(sent.next()).is_pending());
+        let late = exchange.call(bytes(1), Duration::from_millis(5)).await;
+        assert!(matches!(late, Err(TransportError::Unreachable(why)) if why == "no answer within 5 ms"));
+        let mut second = pin!(exchange.call(bytes(2), Duration::from_millis(5)));
+        assert!(poll!(&mut second).is_pending());
+        open.send(()).unwrap();
+        assert_eq!(sent.next().await.unwrap().number, 2);
+        assert!(matches!(second.await, Err(TransportError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn an_opening_that_fails_was_nobody_s_call() {
+        let (open, opened) = oneshot::channel();
+        let (exchange, sent, reading) = Exchange::new(&CancellationToken::new(), opened);
+        let mut call = pin!(exchange.call(bytes(1), LONG));
+        assert!(poll!(&mut call).is_pending());
+        drop((open, sent));
+        reading.end("refused");
+        assert!(matches!(call.await, Err(TransportError::Unreachable(why)) if why == "refused"));
     }
 }

@@ -1,8 +1,7 @@
 //! The handshake: what each end says of itself and of the other when a stream opens, and the check.
 //!
-//! It travels in one header of every stream, where HTTP/2 compresses a repetition to a byte or two;
-//! so no connection can outlive the identity it was checked for. Invariant: a refusal says which of
-//! the facts differs, and what to do about it.
+//! It travels in one header of every stream, and none outlives the process at either end, nor what the caller was told
+//! of the peer. Invariant: a refusal says which of the facts differs, and what to do about it.
 
 use crate::raft::{MemberId, Peer};
 use std::fmt;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -66,6 +67,7 @@ impl Answerer for Echo {
 }
 
 struct There {
+    address: SocketAddr,
     url: String,
     echo: Arc<Echo>,
     door: Door,
@@ -75,13 +77,18 @@ struct There {
 
 impl There {
     async fn start() -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into()).await
+    }
+
+    async fn start_at(address: SocketAddr) -> Self {
         let meeting: Meeting = Arc::new(|question: Bytes| {
             Box::pin(async move { if question.is_empty() { Err("who?".to_owned()) } else { Ok(question) } })
         });
         let (door, closing, tasks) =
             (Door::new(meeting, Arc::new(SystemClock::new())), CancellationToken::new(), TaskSet::new());
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let url = format!("http://{}", listener.address());
+        let listener = Listener::bind(address).await.unwrap();
+        let address = listener.address();
+        let url = format!("http://{address}");
         let limits = Limits {
             connections_max: 16,
             head_bytes_max: 16 << 10,
@@ -93,7 +100,7 @@ impl There {
         let for_requests = door.clone();
         let handler = move |request| for_requests.clone().handle(request);
         tasks.spawn("door", listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO));
-        Self { url, echo: Arc::new(Echo::default()), door, closing, tasks }
+        Self { address, url, echo: Arc::new(Echo::default()), door, closing, tasks }
     }
 
     async fn opened() -> Self {
@@ -210,6 +217,69 @@ async fn calls_that_nobody_waits_for_any_more_are_in_nobody_s_way() {
     assert!(hanging.iter().all(|late| matches!(late, Err(TransportError::Failed(_)))));
     assert_eq!(answer.unwrap(), "hello");
     there.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_is_called_over_a_new_stream() {
+    let there = There::opened().await;
+    let (address, peer, transport) = (there.address, there.peer(), transport(N1));
+    let call = |what: &'static str| transport.call(peer.clone(), Lane::Control, Bytes::from(what), LONG);
+    assert_eq!(call("hello").await.unwrap(), "hello");
+    let (in_flight, ()) = tokio::join!(call("hang"), async {
+        while there.asked() < 2 {
+            tokio::task::yield_now().await;
+        }
+        there.stop().await;
+    });
+    assert!(matches!(in_flight, Err(TransportError::Failed(_))), "it was sent: {in_flight:?}");
+    let gone = call("hello").await;
+    assert!(matches!(gone, Err(TransportError::Unreachable(_))), "{gone:?}");
+    let there = There::start_at(address).await;
+    there.door.open(N2, there.echo.clone());
+    let back = async {
+        // Connections that fail are paused for.
+        while call("hello").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, back).await.unwrap();
+    assert_eq!(there.asked(), 1);
+    // At the end what is open is told, and the tasks are gone.
+    let (in_flight, ()) = tokio::join!(call("hang"), async {
+        while there.asked() < 2 {
+            tokio::task::yield_now().await;
+        }
+        transport.end().await;
+    });
+    assert!(matches!(in_flight, Err(TransportError::Failed(_))), "{in_flight:?}");
+    there.stop().await;
+}
+
+/// A client that reads nothing keeps a request's future from being polled, with whatever it holds.
+#[tokio::test]
+async fn a_caller_that_is_not_polled_is_in_nobody_s_way() {
+    let there = There::opened().await;
+    let transport = transport(N1);
+    let call = |what: &'static str| transport.call(there.peer(), Lane::Control, Bytes::from(what), LONG);
+    let mut opening = call("first");
+    assert!(futures_util::poll!(&mut opening).is_pending());
+    let mut queued = call("second");
+    assert!(futures_util::poll!(&mut queued).is_pending());
+    assert_eq!(tokio::time::timeout(LONG, call("third")).await.unwrap().unwrap(), "third");
+    assert_eq!((opening.await.unwrap(), queued.await.unwrap()), (Bytes::from("first"), Bytes::from("second")));
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn what_answers_nothing_was_sent_nothing() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let member = Member { peer_url: format!("http://{}", silent.local_addr().unwrap()), ..Member::default() };
+    let (peer, transport) = (Peer { id: 2, member }, transport(N1));
+    let call = |ms| transport.call(peer.clone(), Lane::Control, Bytes::from("hello"), Duration::from_millis(ms));
+    let (first, second) = tokio::join!(call(50), call(100));
+    for late in [first, second] {
+        assert!(matches!(late, Err(TransportError::Unreachable(_))), "{late:?}");
+    }
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -87,8 +88,8 @@ struct Connections {
 #[derive(Debug)]
 struct Line {
     channel: Channel,
-    /// The calls' stream, if one was opened; held by who opens it.
-    exchange: tokio::sync::Mutex<Option<Arc<Exchange>>>,
+    /// The calls' stream, open or being opened.
+    exchange: Mutex<Option<Arc<Exchange>>>,
 }
 
 /// Why a peer is not talked to.
@@ -128,7 +129,7 @@ impl Inner {
         let open = || {
             let made = channel(&peer.member.peer_url, self.settings.care(), self.clock.clone(), self.entropy.clone());
             let channel = made.map_err(TransportError::Unreachable)?;
-            Ok(Line { channel, exchange: tokio::sync::Mutex::default() })
+            Ok(Line { channel, exchange: Mutex::default() })
         };
         let connections = Arc::new(Connections {
             me: *me,
@@ -174,22 +175,38 @@ impl Connections {
         Ok(answers.into_inner())
     }
 
-    /// The stream of a lane's calls, opened if there is none.
-    async fn exchange(&self, lane: Lane, tasks: &TaskSet) -> Result<Arc<Exchange>, TransportError> {
-        let line = self.line(lane);
-        let mut known = line.exchange.lock().await;
+    /// The stream of a lane's calls, opened if there is none. A task opens it, since whoever asks may not be polled
+    /// any more while others wait for the same.
+    fn exchange(self: &Arc<Self>, lane: Lane, tasks: &TaskSet) -> Arc<Exchange> {
+        let mut known = self.line(lane).exchange.lock();
         if let Some(open) = known.as_ref().filter(|open| !open.has_ended()) {
-            return Ok(Arc::clone(open));
+            return Arc::clone(open);
         }
-        let (exchange, opening) = Exchange::new(tasks.stopping());
-        let (requests, reading) = opening.split();
-        let answers = self.open(line, EXCHANGE, requests).await?;
-        tasks.spawn("answers of a peer", reading.read(answers, told));
-        Ok(Arc::clone(known.insert(Arc::new(exchange))))
+        let (open, opened) = oneshot::channel();
+        let (exchange, calls, reading) = Exchange::new(tasks.stopping(), opened);
+        let connections = Arc::clone(self);
+        tasks.spawn("calls to a peer", async move {
+            let opening = connections.open(connections.line(lane), EXCHANGE, calls);
+            let opening = reading.while_wanted(tokio::time::timeout(OPEN_MIN, opening)).await;
+            let answers = match opening {
+                Some(Ok(Ok(answers))) => answers,
+                Some(Ok(Err(TransportError::Unreachable(why) | TransportError::Failed(why)))) => {
+                    return reading.end(&why);
+                }
+                Some(Err(_)) => return reading.end("no answer in time"),
+                None => return,
+            };
+            // They are gone when nobody calls any more, which ends the stream.
+            let url = connections.peer.member.peer_url.clone();
+            drop(connections);
+            open.send(()).ok();
+            reading.read(answers, |status| format!("{url}: {}", told(status))).await;
+        });
+        Arc::clone(known.insert(Arc::new(exchange)))
     }
 
     async fn call(
-        &self,
+        self: &Arc<Self>,
         lane: Lane,
         request: Bytes,
         within: Duration,
@@ -198,12 +215,7 @@ impl Connections {
         if request.len() > Call::REQUEST_MAX {
             return Err(TransportError::Unreachable(format!("a request of {} bytes is too long", request.len())));
         }
-        let answer = self.exchange(lane, tasks).await?.call(request, within).await;
-        let of_peer = |why: String| format!("{}: {why}", self.peer.member.peer_url);
-        answer.map_err(|error| match error {
-            TransportError::Unreachable(why) => TransportError::Unreachable(of_peer(why)),
-            TransportError::Failed(why) => TransportError::Failed(of_peer(why)),
-        })
+        self.exchange(lane, tasks).call(request, within).await
     }
 
     /// The peer's own word on who it is.
@@ -283,13 +295,7 @@ impl Transport for PeerTransport {
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
         let (connections, tasks) = (self.0.connections(&peer), self.0.tasks.clone());
-        Box::pin(async move {
-            let connections = connections?;
-            match tokio::time::timeout(timeout, connections.call(lane, request, timeout, &tasks)).await {
-                Ok(result) => result,
-                Err(_) => Err(connections.late(timeout)),
-            }
-        })
+        Box::pin(async move { connections?.call(lane, request, timeout, &tasks).await })
     }
 
     fn stream(

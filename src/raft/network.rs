@@ -53,9 +53,10 @@ pub enum Lane {
 
 #[derive(Debug, Clone, Error)]
 pub enum TransportError {
-    /// Nothing answers there: worth a pause before the next try.
+    /// It was certainly not sent, and may be tried again; worth a pause.
     #[error("unreachable: {0}")]
     Unreachable(String),
+    /// It may have been sent, and whether it was acted on is unknown.
     #[error("{0}")]
     Failed(String),
 }
@@ -241,9 +242,9 @@ impl Client {
         Peer { id: self.id, member: self.directory.find(self.id).unwrap_or_else(|| self.member.clone()) }
     }
 
-    async fn call<T: DeserializeOwned>(&self, call: &Call, option: &RPCOption) -> Result<T, RPCError<Types>> {
+    async fn call<T: DeserializeOwned>(&self, call: &Call, timeout: Duration) -> Result<T, RPCError<Types>> {
         let request = codec::encode(call).map_err(broken)?;
-        let answer = self.transport.call(self.peer(), Lane::Control, request.into(), option.soft_ttl());
+        let answer = self.transport.call(self.peer(), Lane::Control, request.into(), timeout);
         codec::decode("peer's answer", &answer.await.map_err(failed)?).map_err(broken)
     }
 
@@ -251,10 +252,10 @@ impl Client {
     async fn heartbeat(
         &self,
         beat: AppendEntriesRequest<Types>,
-        option: RPCOption,
+        timeout: Duration,
     ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
         let prev_log_id = beat.prev_log_id;
-        match self.call::<AppendEntriesResponse<Types>>(&Call::Heartbeat(beat), &option).await? {
+        match self.call::<AppendEntriesResponse<Types>>(&Call::Heartbeat(beat), timeout).await? {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => Ok(Ok(prev_log_id)),
             AppendEntriesResponse::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(vote))),
             AppendEntriesResponse::Conflict => match prev_log_id {
@@ -288,7 +289,7 @@ impl NetVote<Types> for Client {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.call(&Call::Vote(rpc), &option).await
+        self.call(&Call::Vote(rpc), option.soft_ttl()).await
     }
 
     async fn pre_vote(
@@ -296,7 +297,7 @@ impl NetVote<Types> for Client {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.call(&Call::PreVote(rpc), &option).await
+        self.call(&Call::PreVote(rpc), option.soft_ttl()).await
     }
 }
 
@@ -306,7 +307,7 @@ impl NetTransferLeader<Types> for Client {
         req: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        self.call(&Call::TransferLeader(req), &option).await
+        self.call(&Call::TransferLeader(req), option.soft_ttl()).await
     }
 }
 
@@ -321,7 +322,7 @@ impl NetStreamAppend<Types> for Client {
     {
         if self.append_lane == Lane::Control {
             let this = &*self;
-            let answers: RaftStream<'s, _> = Box::pin(input.then(move |beat| this.heartbeat(beat, option.clone())));
+            let answers: RaftStream<'s, _> = Box::pin(input.then(move |beat| this.heartbeat(beat, option.hard_ttl())));
             return Box::pin(std::future::ready(Ok(answers)));
         }
         #[cfg(feature = "mutants")]

@@ -6,11 +6,12 @@
 
 use super::consensus::Consensus;
 use super::divergence::Standing;
+use super::members::Change;
 use super::network::{Call, Lane, TransportError};
 use super::snapshots::Stored;
 use super::transfer::{Head, Purpose, Spool};
-use super::types::Types;
-use crate::model::{Fault, codec};
+use super::types::{MemberId, Types};
+use crate::model::{Failure, Fault, Outcome, Why, codec};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -19,6 +20,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError};
 use serde::Serialize;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 impl Consensus {
     /// Answers one request of a peer's `Transport::call`.
@@ -48,7 +50,7 @@ impl Consensus {
                 encode(&self.answer_question(question, Duration::from_millis(remaining_ms)).await)
             }
             Call::Change { change, remaining_ms } => {
-                encode(&self.change_here(change, Duration::from_millis(remaining_ms)).await)
+                encode(&self.change_for_another(change, Duration::from_millis(remaining_ms)).await)
             }
             Call::IsMember(id) => encode(&self.has_member(id)),
             Call::About => encode(&self.about()),
@@ -64,6 +66,17 @@ impl Consensus {
             Call::SendStaged { to, digest } => encode(&self.send_staged(to, digest).await),
             Call::WallClock => encode(&self.clock().wall_ms()),
         }
+    }
+
+    /// In a task of its own: no other change is begun meanwhile, and answers are polled only while the peer takes them.
+    async fn change_for_another(&self, change: Change, within: Duration) -> Result<MemberId, Failure> {
+        let (consensus, (done, outcome)) = (self.clone(), oneshot::channel());
+        self.tasks().spawn_until_stop("change of members", async move {
+            drop(done.send(consensus.change_here(change, within).await));
+        });
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(Failure::Unavailable { why: Why::ShuttingDown, outcome: Outcome::Unknown }))
     }
 
     /// Answers the requests of a peer's `Transport::stream`, in order. The answers end with the
