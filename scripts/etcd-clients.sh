@@ -65,8 +65,9 @@ expect OK put "${prefix}a" 1
 expect OK put "${prefix}b" 2
 expect "${prefix}b" get --prefix "$prefix" --keys-only
 expect 1 del "${prefix}a"
-printf 'mod("%sb") > "0"\n\nput %sc 3\nget %sb\n\nput %sd 4\n\n' "$prefix" "$prefix" "$prefix" "$prefix" |
-    ctl txn | grep -q SUCCESS
+# A client that writes to a pipe which `grep -q` has left would fail.
+said=$(printf 'mod("%sb") > "0"\n\nput %sc 3\nget %sb\n\nput %sd 4\n\n' "$prefix" "$prefix" "$prefix" "$prefix" | ctl txn)
+[[ $said == *SUCCESS* ]] || { printf 'etcdctl txn\nsaid:     %s\n' "$said" >&2; exit 1; }
 lease=$(ctl lease grant 30 | awk '{ print $2 }')
 expect OK put "${prefix}k" v --lease "$lease"
 expect "${prefix}k" lease timetolive "$lease" --keys
@@ -141,8 +142,8 @@ expect '' alarm disarm
 all=$(ctl member list | awk -F', ' '{ sub("http://", "", $5); print $5 }' | paste -sd, -)
 if [[ $all == *,* ]]; then
     follower=$(timeout 20 etcdctl --endpoints "$all" endpoint status | awk -F', ' '$5 == "false" { print $2; exit }')
-    timeout 20 etcdctl --endpoints "$all" move-leader "$follower" | grep -q "to $follower"
-    timeout 20 etcdctl --endpoints "$all" endpoint status | grep -q "$follower, .*, true,"
+    grep -q "to $follower" <<<"$(timeout 20 etcdctl --endpoints "$all" move-leader "$follower")"
+    grep -q "$follower, .*, true," <<<"$(timeout 20 etcdctl --endpoints "$all" endpoint status)"
 else
     expect 'etcdserver: bad leader transferee' move-leader 1
 fi

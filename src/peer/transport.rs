@@ -33,6 +33,7 @@ use tonic::{Code, Request, Status, Streaming};
 const OPEN_MIN: Duration = Duration::from_secs(2);
 /// Connections of a peer that was not called for this long are let go when another is met.
 const FORGET: Duration = Duration::from_secs(60);
+/// What is left of calls gets, at the end.
 const STOP: Duration = Duration::from_secs(1);
 
 /// The time scale of this member's peers.
@@ -66,7 +67,8 @@ struct Inner {
     settings: Settings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    /// Those who read the answers to calls.
+    /// Those who open the streams of calls and read the answers. Not the node's own: calls go on while it hands the
+    /// lead over.
     tasks: TaskSet,
     peers: Mutex<BTreeMap<MemberId, Arc<Connections>>>,
 }
