@@ -29,7 +29,7 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
-/// A stream of appends or of a snapshot opens within this time, whatever its requests are given.
+/// A stream of appends, of a snapshot or of calls opens within this time, whatever its requests are given.
 const OPEN_MIN: Duration = Duration::from_secs(2);
 /// Connections of a peer that was not called for this long are let go when another is met.
 const FORGET: Duration = Duration::from_secs(60);
