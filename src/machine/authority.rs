@@ -38,7 +38,7 @@ impl<'a> Authorized<&'a Txn> {
         self.0.compares.iter().map(Authorized)
     }
 
-    pub(crate) fn branch(self, succeeded: bool) -> impl Iterator<Item = Authorized<&'a Op>> {
+    pub(crate) fn branch(self, succeeded: bool) -> impl ExactSizeIterator<Item = Authorized<&'a Op>> {
         let branch = if succeeded { &self.0.success } else { &self.0.failure };
         branch.iter().map(Authorized)
     }

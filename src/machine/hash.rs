@@ -55,6 +55,10 @@ struct Part {
 
 impl Part {
     fn new(kind: Kind) -> Self {
+        Self::with_room(kind, 0)
+    }
+
+    fn with_room(kind: Kind, room: usize) -> Self {
         let kind = match kind {
             Kind::Whole => 0,
             Kind::Record => 1,
@@ -66,7 +70,9 @@ impl Part {
             Kind::Token => 7,
             Kind::AuthSettings => 8,
         };
-        Self { bytes: vec![kind] }
+        let mut bytes = Vec::with_capacity(1 + room);
+        bytes.push(kind);
+        Self { bytes }
     }
 
     fn number(mut self, number: i64) -> Self {
@@ -88,15 +94,17 @@ impl Part {
 
 /// Of a current record as stored.
 pub(crate) fn record(record: &Record) -> u128 {
-    let mut part = Part { bytes: Vec::with_capacity(96 + record.key.len() + record.value.len()) };
-    part.bytes.extend(Part::new(Kind::Record).bytes);
-    part.number(record.main)
+    let content_type = record.content_type.as_deref().unwrap_or_default().as_bytes();
+    // Six numbers, and three lengths.
+    let room = 72 + content_type.len() + record.key.len() + record.value.len();
+    Part::with_room(Kind::Record, room)
+        .number(record.main)
         .number(i64::from(record.sub))
         .number(record.create_revision)
         .number(record.version)
         .number(record.lease)
         .number(i64::from(record.content_type.is_some()))
-        .field(record.content_type.as_deref().unwrap_or_default().as_bytes())
+        .field(content_type)
         .field(&record.key)
         .field(&record.value)
         .finish()

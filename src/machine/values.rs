@@ -1,8 +1,8 @@
 //! Values in memory, in front of the block store: how many bytes, which go, and the former ones.
 //!
 //! Newest values lie in the index itself (`Slot`), under a byte budget that is kept by a clock hand
-//! that sweeps over the keys. Keys that were superseded are kept a while, for watchers that ask for
-//! the former value. Invariant: all of this is what the block store holds or will hold when the batch
+//! that sweeps over the keys. Keys that were superseded are kept a while if watchers have lately asked
+//! for former values. Invariant: all of this is what the block store holds or will hold when the batch
 //! under way has been appended; losing it costs time, never an answer.
 
 use super::index::{Direction, Index, KeyRecord, Place};
@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 /// What a superseded key in memory takes beside its name and value.
 const FORMER_OVERHEAD_BYTES: u64 = 256;
 const FORMER_BYTES_MAX: u64 = 16 << 20;
+/// Keys that are superseded before former values count as asked for no more.
+const FORMER_UNASKED_MAX: u64 = 100_000;
 /// Keys that the hand passes after one batch, at most: enough that a batch of the largest size is
 /// made up for by values of the smallest.
 const SWEEP_KEYS_MAX: usize = 16 << 10;
@@ -38,6 +40,8 @@ pub(crate) struct Values {
     /// What the slots of the newest index hold.
     held: AtomicU64,
     former: Cache<(Revision, u32), Arc<KeyRecord>, ByBytes>,
+    /// Keys that were superseded since somebody asked for a former value.
+    unasked: AtomicU64,
     /// Revisions up to here have been through the block store's trim.
     trimmed: AtomicI64,
 }
@@ -46,7 +50,8 @@ impl Values {
     pub(crate) fn new(store: Arc<BlockStore>, budget: u64) -> Self {
         let former = usize::try_from(FORMER_BYTES_MAX / (2 * FORMER_OVERHEAD_BYTES)).unwrap_or(usize::MAX);
         let former = Cache::with_weighter(former, FORMER_BYTES_MAX, ByBytes);
-        Self { store, budget, held: AtomicU64::new(0), former, trimmed: AtomicI64::new(0) }
+        let unasked = AtomicU64::new(FORMER_UNASKED_MAX);
+        Self { store, budget, held: AtomicU64::new(0), former, unasked, trimmed: AtomicI64::new(0) }
     }
 
     pub(crate) fn trimmed(&self) -> Revision {
@@ -78,12 +83,17 @@ impl Values {
         self.held.fetch_add(change.added.wrapping_sub(change.removed), Ordering::Relaxed);
     }
 
-    /// Keeps a superseded version at hand.
+    /// Keeps a superseded version at hand, if such are asked for.
     pub(crate) fn keep_former(&self, key: Arc<KeyRecord>) {
-        self.former.insert((key.head.main, key.head.sub), key);
+        match self.unasked.fetch_add(1, Ordering::Relaxed) {
+            unasked if unasked < FORMER_UNASKED_MAX => self.former.insert((key.head.main, key.head.sub), key),
+            FORMER_UNASKED_MAX => self.former.clear(),
+            _ => {}
+        }
     }
 
     pub(crate) fn former(&self, main: Revision, sub: u32) -> Option<Arc<KeyRecord>> {
+        self.unasked.store(0, Ordering::Relaxed);
         self.former.get(&(main, sub))
     }
 

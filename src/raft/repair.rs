@@ -99,7 +99,8 @@ impl Consensus {
         let loading = snapshots.clone();
         let (restored, local, import) = snapshots
             .blocking(move || {
-                let (restored, local) = loading.restore(import.summary().clone(), import.read()?)?;
+                let (restored, local) =
+                    loading.restore(import.summary().clone(), import.read()?, loading.new_store()?)?;
                 Ok((restored, local, import))
             })
             .await?;

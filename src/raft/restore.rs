@@ -55,7 +55,7 @@ impl Snapshots {
         let (this, applier) = (self.clone(), applier.clone());
         self.blocking(move || {
             let Some(reader) = this.store().read_staged(&digest)? else { return Ok(false) };
-            applier.prepare(digest, this.load(reader)?);
+            applier.prepare(digest, this.load(reader, this.new_store()?)?);
             Ok(true)
         })
         .await

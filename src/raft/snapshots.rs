@@ -128,12 +128,12 @@ impl Snapshots {
             match found.snapshot {
                 Some((stored, reader)) => {
                     let BuiltBy(builder) = codec::decode("snapshot's builder", &stored.meta.extra)?;
-                    let (restored, local) = this.restore(stored, reader)?;
+                    let (restored, local) = this.restore(stored, reader, this.new_store()?)?;
                     this.published(local);
                     Ok((restored, builder != this.id))
                 }
                 None => {
-                    let store = (this.restorer.new_store)()?;
+                    let store = this.new_store()?;
                     let machine = Machine::new(store.clone(), &this.restorer.machine);
                     Ok((Restored { machine, store }, false))
                 }
@@ -142,9 +142,19 @@ impl Snapshots {
         .await
     }
 
-    pub(super) fn restore(&self, stored: SnapshotSummary, reader: SnapshotReader) -> Result<(Restored, Local), Fault> {
+    /// An empty store. Its threads have the priority of the one that makes it.
+    pub(super) fn new_store(&self) -> Result<Arc<BlockStore>, Fault> {
+        (self.restorer.new_store)()
+    }
+
+    pub(super) fn restore(
+        &self,
+        stored: SnapshotSummary,
+        reader: SnapshotReader,
+        store: Arc<BlockStore>,
+    ) -> Result<(Restored, Local), Fault> {
         self.check_cluster(&stored)?;
-        let Restored { machine, store } = self.load(reader)?;
+        let Restored { machine, store } = self.load(reader, store)?;
         if machine.applied() != Some(stored.meta.last) {
             let why = format!("it says {:?}, its content {:?}", stored.meta.last, machine.applied());
             return Err(Fault::corrupt("snapshot", why));
@@ -153,9 +163,8 @@ impl Snapshots {
         Ok((Restored { machine, store }, Local { meta, stored }))
     }
 
-    /// The machine of a file, over a store of its own.
-    pub(super) fn load(&self, reader: SnapshotReader) -> Result<Restored, Fault> {
-        let store = (self.restorer.new_store)()?;
+    /// The machine of a file, over an empty store.
+    pub(super) fn load(&self, reader: SnapshotReader, store: Arc<BlockStore>) -> Result<Restored, Fault> {
         let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
         let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
         Ok(Restored { machine, store })
@@ -193,7 +202,7 @@ impl Snapshots {
     }
 
     /// For what takes seconds and nobody waits for.
-    async fn background<T: Send + 'static>(
+    pub(super) async fn background<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
@@ -384,14 +393,21 @@ impl Snapshots {
             return Err(Fault::Invariant("only a received snapshot can be installed".into()));
         };
         applier.flushed.settled().await;
-        let (this, expected, of) = (self.clone(), meta.clone(), applier.clone());
-        self.blocking(move || {
-            let reader = import.read()?;
-            let (restored, local) = this.restore(import.summary().clone(), reader)?;
+        let this = self.clone();
+        // What serves later is made here, at the usual priority.
+        let store = self.blocking(move || this.new_store()).await?;
+        let (this, expected) = (self.clone(), meta.clone());
+        let loading = self.background(move || {
+            let (restored, local) = this.restore(import.summary().clone(), import.read()?, store)?;
             if local.meta != expected {
                 return Err(Fault::corrupt("received snapshot", "it is not what the leader said it is"));
             }
             import.publish()?;
+            Ok((restored, local))
+        });
+        let (restored, local) = loading.await?;
+        let (this, of) = (self.clone(), applier.clone());
+        self.blocking(move || {
             of.replace(restored);
             let at = local.meta.last_log_id.map_or(0, |last| last.index);
             this.published(local);

@@ -154,7 +154,7 @@ impl Snapshots {
             };
             spool = self.blocking(move || spool.write(&piece, bytes_max).map(|()| spool)).await?;
         }
-        let verified = self.blocking(move || spool.verify()).await?;
+        let verified = self.background(move || spool.verify()).await?;
         if !matches!(head.purpose, Purpose::Stage) {
             self.check_received(verified.summary(), head)?;
         }

@@ -37,3 +37,23 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn len(&self) -> io::Result<u64>;
 }
+
+/// How much of a file is freed at once, or left to be written out at once: the syncs of all other files wait for it.
+pub(super) const PART_BYTES: u64 = 1 << 20;
+const FREED_BYTES: u64 = 8 * PART_BYTES;
+
+/// Removes a file that nobody reads any more, freeing its space a part at a time.
+///
+/// # Errors
+/// Of the disk. The file may be shorter then.
+pub(super) fn remove_by_parts(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let file = disk.open(path)?;
+    let mut length = file.len()?;
+    while let Some(rest) = length.checked_sub(FREED_BYTES) {
+        file.set_len(rest)?;
+        file.sync_data()?;
+        length = rest;
+    }
+    drop(file);
+    disk.remove(path)
+}

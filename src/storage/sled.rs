@@ -3,9 +3,12 @@
 //! Invariants: a database is always new and empty, its directory goes when it is dropped, and
 //! nothing relies on what sled leaves on disk. It must not know what the entries mean.
 
+use super::disk::{PART_BYTES, remove_by_parts};
 use super::engine::{Engine, EngineBatch};
+use super::realdisk::RealDisk;
 use crate::model::{Fault, limits};
 use bytes::Bytes;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -28,6 +31,9 @@ const DECOY_STEP: usize = 8;
 const DECOY_ROUNDS: usize = 64;
 /// Who reads lets go himself once so many times the cache was read: the writer's thread is far behind.
 const CACHES_READ_MAX: u64 = 4;
+/// The database's own name for it.
+const FILE: &str = "db";
+const WRITE_OUT_BYTES: u64 = 2 * PART_BYTES;
 
 #[derive(Debug)]
 pub struct SledEngine {
@@ -35,6 +41,9 @@ pub struct SledEngine {
     decoys: OnceLock<::sled::Tree>,
     /// Bytes read since it was last let go.
     read: AtomicU64,
+    /// Bytes committed since the file was last written out.
+    dirty: AtomicU64,
+    file: File,
     /// Dropped after `db`.
     _files: Files,
 }
@@ -46,6 +55,7 @@ struct Files(PathBuf);
 impl Drop for Files {
     fn drop(&mut self) {
         // Best effort: what is left is wiped at the next start, and costs only space until then.
+        drop(remove_by_parts(&RealDisk, &self.0.join(FILE)));
         drop(std::fs::remove_dir_all(&self.0));
     }
 }
@@ -71,7 +81,9 @@ impl SledEngine {
             .flush_every_ms(None)
             .open()
             .map_err(|error| fault("open the engine", &error))?;
-        Ok(Self { db, decoys: OnceLock::new(), read: AtomicU64::new(0), _files: Files(path) })
+        let file = File::open(path.join(FILE)).map_err(|error| Fault::io("open the engine's file", &error))?;
+        let (read, dirty) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { db, decoys: OnceLock::new(), read, dirty, file, _files: Files(path) })
     }
 }
 
@@ -129,14 +141,23 @@ impl Engine for SledEngine {
 
     fn commit(&self, batch: EngineBatch) -> Result<(), Fault> {
         let mut writes = ::sled::Batch::default();
+        let mut length = 0;
         for (key, value) in batch {
+            length += (key.len() + value.len()) as u64;
             writes.insert(&key[..], &value[..]);
         }
         self.db.apply_batch(writes).map_err(|error| fault("write to the engine", &error))?;
         // Not for durability, which a temporary database has none of: writing out each batch bounds the
         // buffers on their way. sled hands them to a pool that stays at seven threads, and deadlocks
         // when all of them wait for the lock under which an eighth task is waited for.
-        self.db.flush().map(drop).map_err(|error| fault("flush the engine", &error))
+        self.db.flush().map_err(|error| fault("flush the engine", &error))?;
+        // Nor is this: left to itself the system writes out hundreds of megabytes at once, for which the
+        // syncs of the log wait.
+        if self.dirty.fetch_add(length, Ordering::Relaxed) + length >= WRITE_OUT_BYTES {
+            self.dirty.store(0, Ordering::Relaxed);
+            self.file.sync_data().map_err(|error| Fault::io("write out the engine's file", &error))?;
+        }
+        Ok(())
     }
 
     fn disk_bytes(&self) -> Result<u64, Fault> {

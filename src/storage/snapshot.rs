@@ -9,23 +9,24 @@ mod format;
 mod reader;
 mod writer;
 
+use reader::verify;
 pub use reader::{RawSnapshot, ReadAhead, SnapshotReader, SnapshotSummary, read_file, verify_file};
 pub use writer::{SnapshotImport, SnapshotWriter, VerifiedImport};
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, remove_by_parts};
 use crate::model::{Fault, LogPosition, Revision};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 const SUFFIX: &str = ".snap";
 const TEMPORARY_SUFFIX: &str = ".tmp";
-/// Its being there says that the state of this member was found to be wrong.
 /// A backup that is kept for a log entry that names it.
 const STAGED_SUFFIX: &str = ".staged";
+/// Its being there says that the state of this member was found to be wrong.
 const SUSPECT: &str = "SUSPECT";
 /// How many good files are kept: the log is purged up to the older one.
 const KEPT: usize = 2;
@@ -110,6 +111,8 @@ struct Inner {
 struct State {
     checked: BTreeMap<SnapshotId, Checked>,
     temporary_files: u64,
+    /// Files that were opened for reading, and may still be read from.
+    opened: Vec<(PathBuf, Weak<dyn DiskFile>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -201,7 +204,7 @@ impl SnapshotStore {
     /// A fault of the disk.
     pub fn discard(&self, unwanted: impl Fn(SnapshotId) -> bool) -> Result<(), Fault> {
         for id in self.inner.ids()?.into_iter().filter(|id| unwanted(*id)) {
-            self.inner.remove(&self.inner.path(id))?;
+            self.inner.remove_large(&self.inner.path(id))?;
             self.inner.state.lock().checked.remove(&id);
         }
         self.inner.sync_dir()
@@ -232,7 +235,7 @@ impl SnapshotStore {
     pub fn unstage(&self, unwanted: impl Fn(&[u8; 32]) -> bool) -> Result<(), Fault> {
         for name in self.inner.names()? {
             if staged_digest(&name).is_some_and(|digest| unwanted(&digest)) {
-                self.inner.remove(&self.inner.dir.join(name))?;
+                self.inner.remove_large(&self.inner.dir.join(name))?;
             }
         }
         self.inner.sync_dir()
@@ -296,11 +299,34 @@ impl Inner {
     }
 
     fn open_file(&self, path: &Path) -> Result<Arc<dyn DiskFile>, Fault> {
-        self.disk.open_read(path).map_err(|error| Fault::io(format!("open {}", path.display()), &error))
+        let mut state = self.state.lock();
+        let opened = self.disk.open_read(path);
+        let file = opened.map_err(|error| Fault::io(format!("open {}", path.display()), &error))?;
+        state.opened.retain(|(_, file)| file.strong_count() > 0);
+        state.opened.push((path.to_owned(), Arc::downgrade(&file)));
+        Ok(file)
     }
 
     fn remove(&self, path: &Path) -> Result<(), Fault> {
         self.disk.remove(path).map_err(|error| Fault::io(format!("remove {}", path.display()), &error))
+    }
+
+    /// Removes a file that may be large, and that somebody may be reading, who then reads it to its end.
+    fn remove_large(&self, path: &Path) -> Result<(), Fault> {
+        let doomed = self.temporary_path();
+        let is_read = {
+            let state = self.state.lock();
+            let renamed = self.disk.rename(path, &doomed);
+            renamed.map_err(|error| Fault::io(format!("remove {}", path.display()), &error))?;
+            state.opened.iter().any(|(opened, file)| opened == path && file.strong_count() > 0)
+        };
+        if is_read {
+            return self.remove(&doomed);
+        }
+        // A name that comes back after a crash must be that of a whole file.
+        self.sync_dir()?;
+        let removed = remove_by_parts(&*self.disk, &doomed);
+        removed.map_err(|error| Fault::io(format!("remove {}", doomed.display()), &error))
     }
 
     fn temporary_path(&self) -> PathBuf {
@@ -354,7 +380,7 @@ impl Inner {
 
     fn verify(&self, id: SnapshotId) -> Result<SnapshotSummary, Fault> {
         let path = self.path(id);
-        let summary = verify_file(&*self.disk, &path)?;
+        let summary = verify(&self.open_file(&path)?, path.display().to_string())?;
         if SnapshotId::of(&summary.meta) != id {
             return Err(Fault::corrupt(path.display().to_string(), "it is of another log position than its name says"));
         }
@@ -395,7 +421,7 @@ impl Inner {
                 kept += 1;
                 continue;
             }
-            self.remove(&self.path(id))?;
+            self.remove_large(&self.path(id))?;
             self.state.lock().checked.remove(&id);
         }
         self.sync_dir()

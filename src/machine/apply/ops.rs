@@ -18,7 +18,7 @@ impl Work<'_> {
     pub(super) fn run(&mut self, txn: Authorized<&Txn>, plan: &Plan, top: Option<u32>) -> Result<TxnReply, Stop> {
         let succeeded = plan.failed_if.is_empty();
         let mut nested = plan.nested.iter();
-        let mut results = Vec::new();
+        let mut results = Vec::with_capacity(txn.branch(succeeded).len());
         for (position, op) in (0u32..).zip(txn.branch(succeeded)) {
             let operation = top.unwrap_or(position);
             results.push(match op.opened() {
@@ -79,7 +79,7 @@ impl Work<'_> {
         let written =
             self.write(Write { key: &put.key, old: indexed.as_deref(), value, content_type, lease: put.lease })?;
         Ok(OpReply::Put {
-            key: put.key.clone(),
+            key: written.key,
             version: written.version,
             created: written.version == 1,
             lease: written.lease,
@@ -119,7 +119,7 @@ impl Work<'_> {
         let written =
             self.write(Write { key, old: indexed.as_deref(), value: value.to_string().into(), content_type, lease })?;
         Ok(OpReply::Add {
-            key: key.clone(),
+            key: written.key,
             value,
             previous,
             existed: old.is_some(),
@@ -148,7 +148,7 @@ impl Work<'_> {
             content_type: Some(content_type),
             lease,
         })?;
-        Ok(OpReply::MergePatch { key: key.clone(), version: written.version, lease: written.lease, prev })
+        Ok(OpReply::MergePatch { key: written.key, version: written.version, lease: written.lease, prev })
     }
 }
 

@@ -15,6 +15,7 @@ use super::super::writer::Machine;
 use crate::model::{Event, LeaseChoice, OpReply, Rejection, Revision, RevisionEvents, Txn, TxnReply, limits};
 use crate::storage::record::Record;
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 pub(super) struct Work<'m> {
@@ -24,9 +25,9 @@ pub(super) struct Work<'m> {
     /// The tables before it; its index is undone key by key, since holding the former index would
     /// cost a copy of every path that is changed.
     before: Tables,
-    undo: Vec<(Bytes, Option<Arc<KeyRecord>>)>,
+    undo: SmallVec<[(Bytes, Option<Arc<KeyRecord>>); 1]>,
     /// In step with the records that it has added to `machine.pending`.
-    pub(super) former: Vec<Former>,
+    pub(super) former: SmallVec<[Former; 1]>,
     first_pending: usize,
     first_change: usize,
     pub(super) superseded_bytes: u64,
@@ -65,8 +66,8 @@ impl<'m> Work<'m> {
                 attached: attached.clone(),
             },
             first_change: machine.lease_changes.len(),
-            undo: Vec::new(),
-            former: Vec::new(),
+            undo: SmallVec::new(),
+            former: SmallVec::new(),
             first_pending: machine.pending.len(),
             superseded_bytes: 0,
             outlived: Vec::new(),

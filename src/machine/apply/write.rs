@@ -24,6 +24,8 @@ pub(super) struct Write<'a> {
 }
 
 pub(super) struct Written {
+    /// As the index has it.
+    pub(super) key: Bytes,
     pub(super) version: i64,
     pub(super) lease: LeaseId,
 }
@@ -67,8 +69,9 @@ impl Work<'_> {
         self.machine.root.numbers.live_bytes +=
             logical_bytes(record.key.len(), record.value.len(), record.content_type.as_deref());
         self.grew = true;
+        let written = Written { key: record.key.clone(), version: record.version, lease };
         self.supersede(old, head, record);
-        Ok(Written { version: live.map_or(1, |head| head.version + 1), lease })
+        Ok(written)
     }
 
     /// Makes `head` the newest version of its key; the one before goes into the history.

@@ -8,6 +8,7 @@ use super::Slot;
 use crate::model::{LeaseId, Revision};
 use bytes::Bytes;
 use imbl::Vector;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The newest version of a key, a tombstone included.
@@ -105,6 +106,10 @@ impl KeyRecord {
 
     /// How many of the oldest versions in the history `retains` no more.
     pub(crate) fn expendable(&self, compacted: Revision) -> usize {
+        // What most writes find, at the cost of one look.
+        if self.history.entry(0).is_none_or(|oldest| oldest.main > compacted) {
+            return 0;
+        }
         // The version current at `compacted` stays if it is a put, or was written there.
         let upto = self.history.count_upto(compacted);
         if self.head.main <= compacted {
@@ -124,15 +129,59 @@ impl KeyRecord {
     }
 }
 
-/// Older versions, oldest first. Most keys have none; the few-versions form is copied by every put,
-/// the many-versions form shares its structure, so that a hot key's put costs O(log n).
+/// Older versions, oldest first. Most keys have none; a put copies the newest few, and shares the others.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum History {
     #[default]
     None,
     One(Entry),
     Few(Box<[Entry]>),
-    Many(Box<Vector<Entry>>),
+    Many(Box<Many>),
+}
+
+/// More than `FEW_MAX` versions.
+#[derive(Debug, Clone)]
+pub(crate) struct Many {
+    /// Added to in one go, when there are `FEW_MAX` newest: copying a node of it costs more than copying those.
+    older: Arc<Vector<Entry>>,
+    /// One to `FEW_MAX`.
+    newest: SmallVec<[Entry; FEW_MAX]>,
+}
+
+impl Many {
+    /// Of entries of which there is at least one.
+    fn of(entries: impl Iterator<Item = Entry>) -> Self {
+        let mut older: Vector<Entry> = entries.collect();
+        let newest = older.pop_back().into_iter().collect();
+        Self { older: Arc::new(older), newest }
+    }
+
+    fn len(&self) -> usize {
+        self.older.len() + self.newest.len()
+    }
+
+    fn get(&self, at: usize) -> Option<Entry> {
+        match at.checked_sub(self.older.len()) {
+            None => self.older.get(at).copied(),
+            Some(at) => self.newest.get(at).copied(),
+        }
+    }
+
+    fn pushed(&self, new: Entry) -> Self {
+        if self.newest.len() < FEW_MAX {
+            let mut newest = SmallVec::from_slice(&self.newest);
+            newest.push(new);
+            return Self { older: self.older.clone(), newest };
+        }
+        let mut older = Vector::clone(&self.older);
+        older.extend(self.newest.iter().copied());
+        Self { older: Arc::new(older), newest: SmallVec::from_slice(&[new]) }
+    }
+
+    /// Without some of the older ones.
+    fn without_oldest(&self, count: usize) -> Self {
+        Self { older: Arc::new(self.older.skip(count)), newest: SmallVec::from_slice(&self.newest) }
+    }
 }
 
 const FEW_MAX: usize = 16;
@@ -170,7 +219,7 @@ impl History {
             Self::None => None,
             Self::One(one) => (at == 0).then_some(*one),
             Self::Few(few) => few.get(at).copied(),
-            Self::Many(many) => many.get(at).copied(),
+            Self::Many(many) => many.get(at),
         }
     }
 
@@ -204,7 +253,7 @@ impl History {
             0 => Self::None,
             1 => places.map(Entry::new).next().map_or(Self::None, Self::One),
             count if count <= FEW_MAX => Self::Few(places.map(Entry::new).collect()),
-            _ => Self::Many(Box::new(places.map(Entry::new).collect())),
+            _ => Self::Many(Box::new(Many::of(places.map(Entry::new)))),
         }
     }
 
@@ -214,12 +263,8 @@ impl History {
             Self::None => Self::One(new),
             Self::One(one) => Self::Few(Box::new([*one, new])),
             Self::Few(few) if few.len() < FEW_MAX => Self::Few(few.iter().copied().chain([new]).collect()),
-            Self::Few(few) => Self::Many(Box::new(few.iter().copied().chain([new]).collect())),
-            Self::Many(many) => {
-                let mut many = many.clone();
-                many.push_back(new);
-                Self::Many(many)
-            }
+            Self::Few(few) => Self::Many(Box::new(Many::of(few.iter().copied().chain([new])))),
+            Self::Many(many) => Self::Many(Box::new(many.pushed(new))),
         }
     }
 
@@ -227,7 +272,7 @@ impl History {
     pub(crate) fn without_oldest(&self, count: usize) -> Self {
         let left = self.len().saturating_sub(count);
         match self {
-            Self::Many(many) if left > FEW_MAX => Self::Many(Box::new(many.skip(count))),
+            Self::Many(many) if left > FEW_MAX => Self::Many(Box::new(many.without_oldest(count))),
             _ => Self::from_places((self.len() - left..self.len()).map(|at| self.get(at))),
         }
     }

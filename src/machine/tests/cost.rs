@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 const KEYS: u64 = 1_000_000;
 const BATCH: u64 = 64;
+/// As many as a busy server's batches have.
+const SMALL_BATCH: u64 = 12;
+const FEW_KEYS: u64 = 10_000;
 
 fn store(dir: &std::path::Path) -> Arc<BlockStore> {
     let fatal = Arc::new(|fault: &Fault| panic!("the block store failed: {fault}"));
@@ -51,12 +54,16 @@ fn key(n: u64) -> Bytes {
 
 /// Encoded, as they come from the log.
 fn batches(keys: impl Iterator<Item = u64>, fill: u8) -> impl Iterator<Item = Vec<u8>> {
+    batches_of(BATCH, keys, fill)
+}
+
+fn batches_of(size: u64, keys: impl Iterator<Item = u64>, fill: u8) -> impl Iterator<Item = Vec<u8>> {
     let mut keys = keys.peekable();
     std::iter::from_fn(move || {
         keys.peek()?;
         let proposals = keys
             .by_ref()
-            .take(BATCH as usize)
+            .take(size as usize)
             .map(|n| {
                 let put = Op::Put(PutOp {
                     key: key(n),
@@ -90,7 +97,7 @@ impl Loader {
             machine.apply(LogPosition { term: 1, node: 1, index: self.index }, &batch).unwrap();
             self.apply_ns += start.elapsed().as_nanos();
         }
-        println!("{what}: {} ns per put in batches of {BATCH}", self.apply_ns / self.puts);
+        println!("{what}: {} ns per put", self.apply_ns / self.puts);
     }
 }
 
@@ -139,6 +146,22 @@ fn of_a_million_keys() {
     }
     println!("compaction: {} ms in {steps} steps, the longest {longest} us", start.elapsed().as_millis());
     image(&machine, &options, &dir.path().join("b"));
+}
+
+/// Overwrites of few keys, with a reader that looks at each state.
+#[test]
+#[ignore = "measures; takes a minute"]
+fn of_few_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
+    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
+    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    loader.run(&mut machine, batches(0..FEW_KEYS, b'a'), "new keys");
+    let mut dice = Dice(1);
+    for round in 1..=5 {
+        let keys: Vec<u64> = (0..100_000).map(|_| dice.below(FEW_KEYS)).collect();
+        loader.run(&mut machine, batches_of(SMALL_BATCH, keys.into_iter(), b'b'), &format!("overwrites {round}"));
+    }
 }
 
 /// Beside their keys, which are there before. The leader's lessor counts 64 bytes more.

@@ -5,6 +5,23 @@ use crate::machine::TrimStep;
 use crate::model::{Caller, Command, DeleteReason, EventKind, KeyRange, LeaseChoice, RangeOp, Rejection, Reply, Txn};
 
 #[test]
+fn former_values_are_at_hand_once_they_are_asked_for() {
+    let mut rig = Rig::new();
+    let first = rig.put("a", "1");
+    let second = rig.put("a", "2");
+    let values = rig.machine.root.values.clone();
+    let view = rig.machine.reader().view();
+    let prev = view.events(second, 1).unwrap()[0].events[0].prev.unwrap();
+    assert_eq!(view.record(prev).unwrap().value, "1", "from the store");
+    let third = rig.put("a", "3");
+    assert!(values.former(first, 0).is_none(), "nobody had asked yet");
+    assert_eq!(values.former(second, 0).unwrap().slot.get().unwrap(), "2");
+    let view = rig.machine.reader().view();
+    let prev = view.events(third, 1).unwrap()[0].events[0].prev.unwrap();
+    assert_eq!(view.record(prev).unwrap().value, "2");
+}
+
+#[test]
 fn compaction_follows_etcd() {
     let mut rig = Rig::new();
     for value in ["1", "2", "3"] {

@@ -34,7 +34,11 @@ pub struct SnapshotSummary {
 pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Fault> {
     let what = path.display().to_string();
     let file = disk.open_read(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
-    let mut reader = SnapshotReader::new(&file, what)?;
+    verify(&file, what)
+}
+
+pub(super) fn verify(file: &Arc<dyn DiskFile>, what: String) -> Result<SnapshotSummary, Fault> {
+    let mut reader = SnapshotReader::new(file, what)?;
     for block in &mut reader {
         block?;
     }

@@ -349,7 +349,60 @@ fn files_are_flushed_before_they_get_their_name_and_removed_after() {
     write(&store, 30, &blocks(30)).unwrap();
     let trace: Vec<Operation> = disk.trace()[before..].iter().map(|(operation, _)| *operation).collect();
     use Operation::{Create, Remove, Rename, SyncData, SyncDir, Write};
-    assert_eq!(trace, [Create, Write, SyncData, Rename, SyncDir, Remove, SyncDir]);
+    assert_eq!(trace, [Create, Write, SyncData, Rename, SyncDir, Rename, SyncDir, Remove, SyncDir]);
+}
+
+/// So large that it is written out, and freed, in parts.
+fn large(index: u64) -> Vec<Vec<u8>> {
+    (0..10).map(|block| vec![block ^ index.to_le_bytes()[0]; 1 << 20]).collect()
+}
+
+#[test]
+fn large_files_are_written_out_and_freed_by_parts() {
+    let disk = SimDisk::new();
+    let store = open(&disk);
+    let syncs = |from: usize| {
+        let trace = disk.trace();
+        trace[from..].iter().filter(|(operation, _)| *operation == Operation::SyncData).count()
+    };
+    write(&store, 10, &large(10)).unwrap();
+    assert!(syncs(0) >= 10, "{}", syncs(0));
+    let reader = store.read(id(10)).unwrap();
+    for index in [20, 30] {
+        write(&store, index, &blocks(index)).unwrap();
+    }
+    assert_eq!(reader.map(Result::unwrap).collect::<Vec<_>>(), large(10), "who reads it reads all of it");
+    write(&store, 40, &large(40)).unwrap();
+    write(&store, 50, &blocks(50)).unwrap();
+    let before = disk.trace().len();
+    write(&store, 60, &blocks(60)).unwrap();
+    assert_eq!(syncs(before), 2, "of the new file, and of the first part of the old one");
+    assert_eq!(indexes(&store), [60, 50]);
+}
+
+#[test]
+fn a_file_that_is_freed_by_parts_never_comes_back_by_its_name() {
+    let disk = SimDisk::with_page_bytes(512);
+    let store = open(&disk);
+    write(&store, 10, &large(10)).unwrap();
+    write(&store, 20, &blocks(20)).unwrap();
+    let fork = disk.fork();
+    let (before, third) = (fork.operations(), open(&fork));
+    let opened = fork.operations() - before;
+    write(&third, 30, &blocks(30)).unwrap();
+    let steps = fork.operations() - before - opened;
+    for step in 0..=steps {
+        for survivors in [Survivors::Nothing, Survivors::Everything, Survivors::Seeded(1), Survivors::Seeded(2)] {
+            let disk = disk.fork();
+            let store = open(&disk);
+            disk.cut_after(before + opened + step);
+            drop(write(&store, 30, &blocks(30)));
+            disk.crash(survivors);
+            let store = open(&disk);
+            let found = store.second_newest().unwrap();
+            assert!(found.damaged.is_empty() && found.snapshot.is_some(), "after step {step}, {survivors:?}");
+        }
+    }
 }
 
 fn import(

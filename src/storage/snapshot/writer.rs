@@ -4,7 +4,7 @@ use super::format::{counts, frame, header, padding};
 use super::reader::{SnapshotReader, SnapshotSummary, verify_file};
 use super::{Inner, SnapshotMeta};
 use crate::model::Fault;
-use crate::storage::disk::DiskFile;
+use crate::storage::disk::{DiskFile, PART_BYTES};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Makes a file's bytes durable before its name is. The one place where snapshots are flushed.
+/// Makes all of a file's bytes durable before its name is.
 fn flush_before_publishing(file: &dyn DiskFile) -> Result<(), Fault> {
     file.sync_data().map_err(|error| Fault::io("flush a snapshot", &error))
 }
@@ -24,6 +24,8 @@ struct Temporary {
     path: PathBuf,
     file: Arc<dyn DiskFile>,
     offset: u64,
+    /// Written out up to here, at least.
+    flushed: u64,
     buffer: Vec<u8>,
     published: AtomicBool,
 }
@@ -37,6 +39,7 @@ impl Temporary {
             path,
             file,
             offset: 0,
+            flushed: 0,
             buffer: Vec::with_capacity(BUFFER_BYTES),
             published: AtomicBool::new(false),
         })
@@ -69,7 +72,12 @@ impl Temporary {
     fn write_out(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.file.write_at(bytes, self.offset).map_err(|error| Fault::io("write a snapshot", &error))?;
         self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        Ok(())
+        if self.offset - self.flushed < PART_BYTES {
+            return Ok(());
+        }
+        // The log is on the same disk, and its syncs would wait for all of a large file.
+        self.flushed = self.offset;
+        self.file.sync_data().map_err(|error| Fault::io("write out a snapshot", &error))
     }
 
     fn flush(&mut self) -> Result<(), Fault> {
