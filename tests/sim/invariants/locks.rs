@@ -43,7 +43,7 @@ fn guarded(book: &Book) -> Vec<String> {
 }
 
 fn judge(grant: &Grant, book: &Book, replay: &Replay) -> Option<String> {
-    let Grant { of, key, token, member, revision, .. } = grant;
+    let Grant { of, key, token, member, revision, asked_us, told_us } = grant;
     if replay.at(key, *revision).is_none_or(|kv| kv.create_revision != *token) {
         return Some(format!("locks: {of} was granted with token {token} at {revision}, where there is no such claim"));
     }
@@ -59,8 +59,7 @@ fn judge(grant: &Grant, book: &Book, replay: &Replay) -> Option<String> {
     let ended_us = book.told.get(&ended)?.first_us;
     (*revision >= turn && ended_us < turn_us).then(|| {
         format!(
-            "locks: member {member} granted {of} with token {token}, whose claim had ended {} ms before its turn was known there",
-            (turn_us - ended_us) / 1000
+            "locks: member {member} granted {of} with token {token} at {revision}, asked at {asked_us} us and told at {told_us}, whose claim had ended with {ended} at {ended_us} before its turn, {turn}, was known there at {turn_us}",
         )
     })
 }
