@@ -38,8 +38,9 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn len(&self) -> io::Result<u64>;
 }
 
-/// How much of a file is freed at once, or left to be written out at once: the syncs of all other files wait for it.
+/// How much of a file is left to be written out at once: the syncs of all other files wait for it.
 pub(super) const PART_BYTES: u64 = 1 << 20;
+/// How much is freed at once, for the same reason.
 const FREED_BYTES: u64 = 8 * PART_BYTES;
 
 /// Removes a file that nobody reads any more, freeing its space a part at a time.

@@ -1,5 +1,5 @@
 //! What things cost; run by hand with optimisation:
-//! `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test --lib machine::tests::cost -- --ignored --nocapture`.
+//! `cargo test --release --lib machine::tests::cost -- --ignored --nocapture`.
 //!
 //! Times are those that this thread spent on a CPU, so that a busy machine does not spoil them.
 #![expect(clippy::print_stdout, reason = "tells what it measured")]
@@ -101,14 +101,20 @@ impl Loader {
     }
 }
 
+fn options() -> Options {
+    Options { quota_bytes: u64::MAX / 4, ..Options::default() }
+}
+
+fn empty(dir: &std::path::Path) -> (Machine, Loader) {
+    (Machine::new(store(&dir.join("a")), &options()), Loader { index: 0, apply_ns: 0, puts: 0 })
+}
+
 #[test]
 #[ignore = "measures; takes a minute"]
 fn of_a_million_keys() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
     let before = rss_bytes();
-    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
-    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    let (mut machine, mut loader) = empty(dir.path());
     loader.run(&mut machine, batches(0..KEYS, b'a'), "new keys");
     println!("RSS per key: {} bytes", (rss_bytes() - before) / KEYS);
     let mut dice = Dice(1);
@@ -145,7 +151,7 @@ fn of_a_million_keys() {
         }
     }
     println!("compaction: {} ms in {steps} steps, the longest {longest} us", start.elapsed().as_millis());
-    image(&machine, &options, &dir.path().join("b"));
+    image(&machine, &dir.path().join("b"));
 }
 
 /// Overwrites of few keys, with a reader that looks at each state.
@@ -153,9 +159,7 @@ fn of_a_million_keys() {
 #[ignore = "measures; takes a minute"]
 fn of_few_keys() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
-    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
-    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    let (mut machine, mut loader) = empty(dir.path());
     loader.run(&mut machine, batches(0..FEW_KEYS, b'a'), "new keys");
     let mut dice = Dice(1);
     for round in 1..=5 {
@@ -169,9 +173,7 @@ fn of_few_keys() {
 #[ignore = "measures; takes a minute"]
 fn of_a_million_leases() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { quota_bytes: u64::MAX / 4, ..Options::default() };
-    let mut machine = Machine::new(store(&dir.path().join("a")), &options);
-    let mut loader = Loader { index: 0, apply_ns: 0, puts: 0 };
+    let (mut machine, mut loader) = empty(dir.path());
     loader.run(&mut machine, batches(0..KEYS, b'a'), "new keys");
     let before = rss_bytes();
     let id = |n: u64| i64::try_from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1).unwrap() | 1;
@@ -190,14 +192,14 @@ fn of_a_million_leases() {
     println!("{} ns per lease; RSS per lease: {} bytes", ns / u128::from(KEYS), (rss_bytes() - before) / KEYS);
 }
 
-fn image(machine: &Machine, options: &Options, dir: &std::path::Path) {
+fn image(machine: &Machine, dir: &std::path::Path) {
     let start = Instant::now();
     let blocks = blocks(machine);
     let bytes: usize = blocks.iter().map(Bytes::len).sum();
     println!("image: {} ms, {bytes} bytes", start.elapsed().as_millis());
     let before = rss_bytes();
     let start = Instant::now();
-    let restored = Machine::restore(store(dir), options, blocks.into_iter().map(Ok)).unwrap();
+    let restored = Machine::restore(store(dir), &options(), blocks.into_iter().map(Ok)).unwrap();
     println!("restore: {} ms", start.elapsed().as_millis());
     println!("RSS of the restored per key: {} bytes", (rss_bytes().saturating_sub(before)) / KEYS);
     assert_eq!(restored.reader().view().state_hash(), machine.reader().view().state_hash());
