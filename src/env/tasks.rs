@@ -67,24 +67,26 @@ impl TaskSet {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let (done, outcome) = tokio::sync::oneshot::channel();
-        let tracked = self.tracker.token();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Elsewhere the priority is that of the whole process. Where it may not be changed the work is done all
-            // the same.
-            #[cfg(target_os = "linux")]
-            if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < BACKGROUND_NICE) {
-                rustix::process::setpriority_process(None, BACKGROUND_NICE).ok();
+        // Waited for on the pool: time that is simulated stands still meanwhile, as it does for all that blocks.
+        let outcome = self.blocking(move || {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+                // Elsewhere the priority is that of the whole process. Where it may not be changed the work is done
+                // all the same.
+                #[cfg(target_os = "linux")]
+                if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < BACKGROUND_NICE) {
+                    rustix::process::setpriority_process(None, BACKGROUND_NICE).ok();
+                }
+                work()
+            });
+            match thread {
+                Ok(thread) => thread.join().ok(),
+                Err(error) => {
+                    tracing::warn!(%error, name, "no thread could be started");
+                    None
+                }
             }
-            let outcome = work();
-            drop(tracked);
-            drop(done.send(outcome));
         });
-        if let Err(error) = thread {
-            tracing::warn!(%error, name, "no thread could be started");
-            return None;
-        }
-        outcome.await.ok()
+        outcome.await.flatten()
     }
 
     /// Signals every task and waits for them, at most `within`. True if all have ended.

@@ -422,3 +422,11 @@ fn fault(fault: &Fault) -> Failure {
 fn timed_out(why: Why) -> Failure {
     Failure::Unavailable { why, outcome: Outcome::NotProposed }
 }
+
+/// A wait that ended after a write was done: whoever asked does not learn what became of it.
+fn unknown_since(failure: Failure) -> Failure {
+    match failure {
+        Failure::Unavailable { why, .. } => Failure::Unavailable { why, outcome: Outcome::Unknown },
+        other => other,
+    }
+}

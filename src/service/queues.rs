@@ -2,11 +2,11 @@
 //! `<name>/<lease in hex>`, in the order of their create revisions, the first one holding.
 //!
 //! Claims are such queues, too, so that whoever locks `_tenure/locks/deploy` here and whoever asks
-//! `claims` for the lock `deploy` exclude each other. Invariants: nobody is told that it is first before
-//! that was confirmed at a linearizable view, lease included; an entry that a call made for itself goes
-//! when the call does.
+//! `claims` for the lock `deploy` exclude each other. Invariants: nobody is told that it is first unless it was when
+//! its own write was applied, or that was confirmed later at a linearizable view, lease included; an entry that a
+//! call made for itself goes when the call does.
 
-use super::{Answer, Context, Header, LeaseGrant, Service, timed_out};
+use super::{Answer, Context, Header, LeaseGrant, Service, timed_out, unknown_since};
 use crate::model::{
     Compare, CompareOp, CompareTarget, Failure, KeyRange, KeyValue, LeaseChoice, LeaseId, Op, OpReply, PutOp, RangeOp,
     RangeSort, Rejection, Reply, Revision, SortOrder, Txn, Why,
@@ -99,16 +99,21 @@ impl Service {
         let range = below(&request.name);
         let (service, own) = (self.clone(), context.clone());
         // In a task of its own: what is queued for a call that went away meanwhile is taken back.
-        let (entry, mut guard) = self.detached(async move { service.queue_up(&own, request).await }).await?;
+        let (entry, mut guard, at) = self.detached(async move { service.queue_up(&own, request).await }).await?;
         let header = tokio::select! {
-            turn = self.turn(context, &range, &entry) => turn?,
+            turn = self.turn(context, &range, (&entry, at)) => turn.map_err(unknown_since)?,
             failure = self.renewing(context, entry.lease) => return Err(failure),
         };
         guard.entry = None;
         Ok(self.answer(header, entry, false))
     }
 
-    async fn queue_up(&self, context: &Context, request: QueueRequest) -> Result<(QueueEntry, Withdrawal), Failure> {
+    /// The entry, who takes it back, and the revision at which this was answered.
+    async fn queue_up(
+        &self,
+        context: &Context,
+        request: QueueRequest,
+    ) -> Result<(QueueEntry, Withdrawal, Revision), Failure> {
         let lease = match request.lease {
             Some(lease) => lease,
             None => {
@@ -124,14 +129,15 @@ impl Service {
             failure: vec![Op::Range(RangeOp::newest(KeyRange::key(key.clone())))],
         };
         let Reply::Txn(reply) = self.txn(context, txn, None).await?.body else { return Err(odd()) };
-        self.reached(reply.revision, context.timeout).await?;
         let withdrawal = Context::new(context.caller.clone(), WITHDRAWAL);
         let mut guard = Withdrawal { service: self.clone(), context: withdrawal, entry: None };
         if reply.succeeded {
             let entry = QueueEntry { key, token: reply.revision, lease };
             guard.entry = Some(entry.clone());
-            return Ok((entry, guard));
+            self.reached(reply.revision, context.timeout).await.map_err(unknown_since)?;
+            return Ok((entry, guard, reply.revision));
         }
+        self.reached(reply.revision, context.timeout).await?;
         // It was queued by another call, which it belongs to.
         let Some(OpReply::Range(found)) = reply.results.first() else { return Err(odd()) };
         let kv = found.kvs.first().ok_or_else(odd)?;
@@ -140,22 +146,33 @@ impl Service {
         if rewrites && !self.queue_rewrite(context, &entry, value).await?.body {
             return Err(gone(&entry));
         }
-        Ok((entry, guard))
+        Ok((entry, guard, reply.revision))
     }
 
-    async fn turn(&self, context: &Context, range: &KeyRange, entry: &QueueEntry) -> Result<Header, Failure> {
+    /// `at` is the revision of an answer about the entry, which is applied here.
+    async fn turn(
+        &self,
+        context: &Context,
+        range: &KeyRange,
+        (entry, at): (&QueueEntry, Revision),
+    ) -> Result<Header, Failure> {
         let hub = &self.inner.parts.hub;
         let mut own = hub.wait_key(entry.key.clone())?;
         let mut before = None;
-        // The entry's own write, which was just answered and is applied here, is as good as a barrier.
-        let mut confirmed = true;
+        let earlier = end_of(range.clone(), SortOrder::Descending, entry.token - 1);
+        // The answer is as good as a barrier for what was so at its revision. What this member has learned since then,
+        // of entries that have gone, nobody has confirmed, and it may be as old as the answer was on its way.
+        let mut confirmed = {
+            let view = self.newest();
+            let then = RangeOp { revision: at, ..earlier.clone() };
+            view.compacted_revision() <= at && view.range(&context.caller, &then)?.kvs.is_empty()
+        };
         loop {
             let view = self.newest();
             let there = view.get(&context.caller, &entry.key, 0)?;
             if there.is_none_or(|kv| kv.create_revision != entry.token) {
                 return Err(gone(entry));
             }
-            let earlier = end_of(range.clone(), SortOrder::Descending, entry.token - 1);
             let Some(earlier) = view.range(&context.caller, &earlier)?.kvs.into_iter().next() else {
                 if !confirmed {
                     drop(view);

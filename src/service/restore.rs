@@ -1,7 +1,7 @@
 //! A backup taken in while the cluster runs: spooled to this member's disk, checked, staged on all
 //! members, and activated by the leader. What it means for the state is `machine`'s affair.
 
-use super::{Answer, Context, Service, fault};
+use super::{Answer, Context, Service, fault, unknown_since};
 use crate::env::TaskSet;
 use crate::model::{Failure, Fault, Rejection, Revision, Why};
 use crate::storage::snapshot::SnapshotImport;
@@ -67,7 +67,7 @@ impl Service {
         let digest = self.inner.parts.consensus.stage(verified).await?;
         let context = Context { timeout: context.timeout.max(ACTIVATE), ..context.clone() };
         let revision = self.activate(&context, digest).await?;
-        self.reached(revision, ACTIVATE).await?;
+        self.reached(revision, ACTIVATE).await.map_err(unknown_since)?;
         Ok(self.answer(self.header_at(revision), revision, false))
     }
 }

@@ -114,6 +114,15 @@ impl Node {
         self.consensus.propose(&put(key, value), LONG).await
     }
 
+    /// What is committed from now on waits to be applied.
+    pub(crate) fn hold_applying(&self) {
+        self.consensus.link().applier.hold();
+    }
+
+    pub(crate) fn apply_on(&self) {
+        self.consensus.link().applier.allow_all();
+    }
+
     fn get(&self, key: &str) -> Option<String> {
         let view = self.consensus.reader().view();
         let found = view.get(&Caller::Anonymous, &Bytes::copy_from_slice(key.as_bytes()), 0).unwrap();

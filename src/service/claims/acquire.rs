@@ -6,8 +6,9 @@
 use super::place::{Hold, Place};
 use super::queue::gone;
 use super::{Claim, ClaimRequest, Session, txns};
+use crate::machine::View;
 use crate::model::{ClaimKind, Failure, Idempotency, LeaseId, Outcome, Rejection, Reply, Revision, Txn, TxnReply};
-use crate::service::{Answer, Context, Header, Service, millis};
+use crate::service::{Answer, Context, Header, Service, millis, unknown_since};
 use crate::telemetry::Metrics;
 use std::future::Future;
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub enum Acquired {
 /// A request's transaction, done.
 struct Done {
     place: Place,
-    claimed: bool,
+    /// As the transaction left it; none if a try found another's.
+    claim: Option<Claim>,
     header: Header,
     replayed: bool,
 }
@@ -60,12 +62,9 @@ impl Service {
         let tries = wait.is_zero() && request.of.kind != ClaimKind::Semaphore;
         let mut done = self.ask_claim(context, request, (tries, idempotency)).await?;
         let place = &mut done.place;
-        if done.claimed {
-            let (header, claim) = place.look()?;
-            if claim.held {
-                place.keep();
-                return Ok(self.answer(header, Acquired::Held(claim), done.replayed));
-            }
+        if let Some(claim) = done.claim.take_if(|claim| claim.held) {
+            place.keep();
+            return Ok(self.answer(done.header, Acquired::Held(claim), done.replayed));
         }
         if tries {
             let (holder, waiting) = place.others()?;
@@ -73,6 +72,11 @@ impl Service {
             let refused = Acquired::Refused { holder, waiting, waited_ms: 0 };
             return Ok(self.answer(done.header, refused, done.replayed));
         }
+        self.wait_for_turn(done, wait).await.map_err(unknown_since)
+    }
+
+    async fn wait_for_turn(&self, done: Done, wait: Duration) -> Result<Answer<Acquired>, Failure> {
+        let Done { mut place, replayed, .. } = done;
         let parts = &self.inner.parts;
         let (began, _counted) = (parts.clock.monotonic(), Counted::new(&parts.metrics));
         let turn = tokio::time::timeout(wait, place.alive(place.confirmed_turn())).await;
@@ -83,14 +87,14 @@ impl Service {
                 place.keep();
                 parts.metrics.claim_handovers.inc();
                 parts.metrics.claim_wait.observe(waited.as_secs_f64());
-                Ok(self.answer(header, Acquired::Held(claim), done.replayed))
+                Ok(self.answer(header, Acquired::Held(claim), replayed))
             }
             Err(_) => {
                 place.leave().await?;
                 let (holder, waiting) = place.others()?;
                 place.keep();
                 let refused = Acquired::Refused { holder, waiting, waited_ms: millis(waited) };
-                Ok(self.answer(self.header(), refused, done.replayed))
+                Ok(self.answer(self.header(), refused, replayed))
             }
         }
     }
@@ -102,11 +106,12 @@ impl Service {
         request: ClaimRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Acquired>, Failure> {
-        let mut done = self.ask_claim(context, request, (false, idempotency)).await?;
-        let (header, claim) = done.place.look()?;
-        done.place.keep();
+        let Done { mut place, claim, header, replayed } =
+            self.ask_claim(context, request, (false, idempotency)).await?;
+        let claim = claim.ok_or_else(not_queued)?;
+        place.keep();
         let acquired = if claim.held { Acquired::Held(claim) } else { Acquired::Waiting(claim) };
-        Ok(self.answer(header, acquired, done.replayed))
+        Ok(self.answer(header, acquired, replayed))
     }
 
     /// Claims for as long as the `Hold` is read. `wait` bounds the waiting; without it there is no bound.
@@ -116,17 +121,17 @@ impl Service {
         request: ClaimRequest,
         wait: Option<Duration>,
     ) -> Result<Answer<Result<Hold, Acquired>>, Failure> {
-        let mut done = self.ask_claim(context, request, (false, None)).await?;
-        let (header, claim) = done.place.look()?;
+        let Done { mut place, claim, header, .. } = self.ask_claim(context, request, (false, None)).await?;
+        let claim = claim.ok_or_else(not_queued)?;
         if !claim.held && wait.is_some_and(|wait| wait.is_zero()) {
-            done.place.leave().await?;
-            let (holder, waiting) = done.place.others()?;
-            done.place.keep();
+            place.leave().await.map_err(unknown_since)?;
+            let (holder, waiting) = place.others()?;
+            place.keep();
             let refused = Acquired::Refused { holder, waiting, waited_ms: 0 };
             return Ok(self.answer(header, Err(refused), false));
         }
         let until = wait.map(|wait| self.inner.parts.clock.monotonic().saturating_add(wait));
-        Ok(self.answer(header, Ok(Hold::new(done.place, until)), false))
+        Ok(self.answer(header, Ok(Hold::new(place, claim, until)), false))
     }
 
     /// Proposes the request's transaction; `tries` claims only what nobody else does.
@@ -154,8 +159,8 @@ impl Service {
             Session::Lease(lease) => (*lease, None),
         };
         let txn = if tries { txns::claim_if_free(request, lease) } else { txns::enqueue(request, lease) };
-        let answer = match self.txn(context, txn, idempotency).await {
-            Ok(answer) => answer,
+        let (answer, header, view) = match self.ask_and_look(context, txn, idempotency).await {
+            Ok(answered) => answered,
             Err(failure) => {
                 if own_ttl_ms.is_some() && matches!(failure, Failure::Unavailable { outcome: Outcome::Unknown, .. }) {
                     self.end_lease_later(context, lease);
@@ -163,7 +168,6 @@ impl Service {
                 return Err(failure);
             }
         };
-        self.reached(answer.header.revision, context.timeout).await?;
         let Reply::Txn(reply) = &answer.body else {
             return Err(Failure::Fault("the answer to a claim was not kept for its repetition".to_owned()));
         };
@@ -173,40 +177,64 @@ impl Service {
             return Err(other_limit(request, stored));
         }
         let lease = txns::lease_put(reply).unwrap_or(lease);
-        let place = self.place(context, request, (lease, own_ttl_ms), reply)?;
-        let claimed = place.token > 0;
-        if let Some(limit) = self.limit_of(request, &place)?.filter(|limit| request.permits > *limit) {
-            place.leave().await?;
+        let (place, claim, limit) =
+            self.place(context, request, (lease, own_ttl_ms), (tries, reply), (&view, header.revision))?;
+        drop(view);
+        if let Some(limit) = limit.filter(|limit| request.permits > *limit) {
+            place.leave().await.map_err(unknown_since)?;
             return Err(too_many_permits(limit));
         }
-        Ok(Done { place, claimed, header: answer.header, replayed: answer.replayed })
+        Ok(Done { place, claim, header, replayed: answer.replayed })
     }
 
-    /// The place that a transaction was answered with; token 0 if a try found another's claim.
+    /// The transaction's answer, and a view with the header of a revision that it can be asked for. That is
+    /// the transaction's own: what this member has learned since then, of claims that have gone, nobody has
+    /// confirmed, and it may be as old as the answer was on its way.
+    async fn ask_and_look(
+        &self,
+        context: &Context,
+        txn: Txn,
+        idempotency: Option<Idempotency>,
+    ) -> Result<(Answer<Reply>, Header, View), Failure> {
+        let answer = self.txn(context, txn, idempotency).await?;
+        let header = answer.header.clone();
+        self.reached(header.revision, context.timeout).await.map_err(unknown_since)?;
+        if !answer.replayed {
+            let view = self.newest();
+            if view.compacted_revision() <= header.revision {
+                return Ok((answer, header, view));
+            }
+        }
+        // What was answered once may have ended long ago.
+        self.barrier(context).await.map_err(unknown_since)?;
+        let view = self.newest();
+        Ok((answer, self.header_at(view.revision()), view))
+    }
+
+    /// The place that a transaction was answered with, its claim at that revision, and a semaphore's limit;
+    /// token 0 if a try found another's claim.
     fn place(
         &self,
         context: &Context,
         request: &ClaimRequest,
         (lease, own_ttl_ms): (LeaseId, Option<u64>),
-        reply: &TxnReply,
-    ) -> Result<Place, Failure> {
+        (tries, reply): (bool, &TxnReply),
+        (view, revision): (&View, Revision),
+    ) -> Result<(Place, Option<Claim>, Option<u64>), Failure> {
         let of = request.of.clone();
-        let (view, key) = (self.newest(), of.claim(lease));
-        let token: Revision = match view.get(&context.caller, &key, 0)? {
-            Some(kv) => kv.create_revision,
-            None if reply.succeeded => return Err(gone(&view, &of, lease)),
-            None => 0,
-        };
+        let key = of.claim(lease);
+        let queue = self.queue_at(view, &context.caller, &of, revision)?;
+        let claim = queue.claims.into_iter().find(|claim| claim.key == key);
+        let token = claim.as_ref().map_or(0, |claim| claim.token);
+        // It may have gone since, as far as this member knows.
+        let is_there = view.get(&context.caller, &key, 0)?.is_some_and(|kv| kv.create_revision == token);
+        let refused = tries && !reply.succeeded && claim.is_none();
+        if !is_there && !refused {
+            return Err(gone(view, &of, lease));
+        }
         let leaves = txns::made(reply, &key);
         let (service, caller) = (self.clone(), context.caller.clone());
-        Ok(Place { service, caller, of, key, token, lease, own_ttl_ms, leaves })
-    }
-
-    fn limit_of(&self, request: &ClaimRequest, place: &Place) -> Result<Option<u64>, Failure> {
-        if request.of.kind != ClaimKind::Semaphore {
-            return Ok(None);
-        }
-        Ok(self.queue_in(&self.newest(), &place.caller, &request.of)?.limit)
+        Ok((Place { service, caller, of, key, token, lease, own_ttl_ms, leaves }, claim, queue.limit))
     }
 
     /// It is not known whether this lease was granted: if it was, nobody will use it.
@@ -245,9 +273,13 @@ impl Service {
             }
             other => return Err(Failure::Fault(format!("a transaction was answered with {other:?}"))),
         };
-        self.reached(revision, context.timeout).await?;
+        self.reached(revision, context.timeout).await.map_err(unknown_since)?;
         Ok((self.answer(header, succeeded, replayed), revision))
     }
+}
+
+fn not_queued() -> Failure {
+    Failure::Fault("a claim was queued and is not there".to_owned())
 }
 
 fn too_many_permits(limit: u64) -> Failure {

@@ -2,8 +2,8 @@
 //! claims of a name queue by their create revision, which is also the fencing token (`model::claim`).
 //!
 //! Invariants: whether a claim holds is read from the queue alone, so clients of etcd's concurrency
-//! package and ours exclude each other; nobody is told that it holds after a wait before that was
-//! confirmed at a linearizable view, lease included; whoever stops waiting leaves the queue; the same
+//! package and ours exclude each other; nobody is told that it holds unless it did when its own write was
+//! applied, or that was confirmed later at a linearizable view, lease included; whoever stops waiting leaves the queue; the same
 //! lease asking again gets the same claim. No timer is on the way of a hand-over: a waiter is woken by
 //! the deletion that lets it in.
 

@@ -8,7 +8,7 @@ use super::queue::{Standing, gone, standing};
 use super::{Claim, txns};
 use crate::machine::View;
 use crate::model::{Caller, ClaimName, Failure, KeyRange, LeaseId, Rejection, Revision, Why, limits};
-use crate::service::{Context, Header, Service, timed_out};
+use crate::service::{Context, Header, Service, timed_out, unknown_since};
 use crate::storage::mutant::{self, Mutant};
 use crate::watch::{Hub, KeyWait, Kinds, WatchItem, WatchSpec, Watcher};
 use bytes::Bytes;
@@ -133,8 +133,11 @@ impl Place {
         let context = self.context(WITHDRAWAL_TIMEOUT);
         match self.own_ttl_ms {
             _ if mutant::is_active(Mutant::ClaimNotConfirmed) => {}
-            // A renewal waits for the barrier too, and gives the holder its whole TTL.
-            Some(_) => self.service.lease_keep_alive(&context, self.lease).await.map(|_| ())?,
+            // A renewal is a barrier too, once this member has caught up with it, and gives the holder its whole TTL.
+            Some(_) => {
+                let kept = self.service.lease_keep_alive(&context, self.lease).await?;
+                self.service.reached(kept.header.revision, WITHDRAWAL_TIMEOUT).await?;
+            }
             None => self.service.barrier(&context).await?,
         }
         let view = self.service.newest();
@@ -146,8 +149,13 @@ impl Place {
     }
 
     /// The claim as it stands here now.
-    pub(super) fn look(&self) -> Result<(Header, Claim), Failure> {
+    fn look(&self) -> Result<(Header, Claim), Failure> {
         self.look_at(&self.service.newest())
+    }
+
+    /// As it stands here now; it is not said to hold, since nobody has confirmed that.
+    pub(super) fn waits(&self) -> Result<(Header, Claim), Failure> {
+        self.look().map(|(header, claim)| (header, Claim { held: false, ..claim }))
     }
 
     fn look_at(&self, view: &View) -> Result<(Header, Claim), Failure> {
@@ -164,7 +172,7 @@ impl Place {
         if self.leaves {
             let txn = txns::remove(&[(self.key.clone(), self.token)]);
             let answer = self.service.txn(&self.context(WITHDRAWAL_TIMEOUT), txn, None).await?;
-            self.service.reached(answer.header.revision, WITHDRAWAL_TIMEOUT).await?;
+            self.service.reached(answer.header.revision, WITHDRAWAL_TIMEOUT).await.map_err(unknown_since)?;
         }
         Ok(())
     }
@@ -236,7 +244,8 @@ pub struct Hold {
     /// When waiting is over, on the monotonic clock.
     until: Option<Duration>,
     held: bool,
-    first: bool,
+    /// As it was made, to be said first.
+    first: Option<Claim>,
     /// The last renewal found no leader: the TTL bounds how long that can go on.
     renew_soon: bool,
 }
@@ -255,21 +264,15 @@ pub enum HoldStep {
 }
 
 impl Hold {
-    pub(super) fn new(place: Place, until: Option<Duration>) -> Self {
-        Self { place, until, held: false, first: true, renew_soon: false }
+    pub(super) fn new(place: Place, claim: Claim, until: Option<Duration>) -> Self {
+        Self { place, until, held: claim.held, first: Some(claim), renew_soon: false }
     }
 
     /// The next thing to say: at once where it stands, then each change, and every few seconds the same
     /// again. Nothing follows `Refused` and `Lost`. While nobody asks, the lease is not kept alive.
     pub async fn next(&mut self) -> HoldStep {
-        if std::mem::take(&mut self.first) {
-            return match self.place.look() {
-                Ok((_, claim)) => {
-                    self.held = claim.held;
-                    HoldStep::Stands(claim)
-                }
-                Err(lost) => HoldStep::Lost(lost),
-            };
+        if let Some(claim) = self.first.take() {
+            return HoldStep::Stands(claim);
         }
         let step = if self.held { self.holding().await } else { self.waiting().await };
         step.unwrap_or_else(HoldStep::Lost)
@@ -326,9 +329,7 @@ impl Hold {
             () = tokio::time::sleep(pause.min(left)) => {
                 if left > pause {
                     self.renew().await?;
-                    let (_, claim) = self.place.look()?;
-                    // Only what is confirmed is said to hold.
-                    return Ok(HoldStep::Stands(Claim { held: false, ..claim }));
+                    return self.place.waits().map(|(_, claim)| HoldStep::Stands(claim));
                 }
                 place.leave().await?;
                 let (holder, waiting) = place.others()?;

@@ -81,10 +81,21 @@ impl Service {
     }
 
     pub(super) fn queue_in(&self, view: &View, caller: &Caller, of: &ClaimName) -> Result<ClaimQueue, Failure> {
-        let (limit, sorted) = sorted(view, caller, of)?;
+        self.queue_at(view, caller, of, view.revision())
+    }
+
+    /// As the queue was at a revision, with what is left of its leases now.
+    pub(super) fn queue_at(
+        &self,
+        view: &View,
+        caller: &Caller,
+        of: &ClaimName,
+        revision: Revision,
+    ) -> Result<ClaimQueue, Failure> {
+        let (limit, sorted) = sorted(view, caller, of, revision)?;
         let holding = holders(of, limit.unwrap_or(0), &sorted);
         let claims = sorted.iter().enumerate().map(|(position, kv)| self.claim_of(view, of, kv, (position, holding)));
-        Ok(ClaimQueue { of: of.clone(), limit, claims: claims.collect(), revision: view.revision() })
+        Ok(ClaimQueue { of: of.clone(), limit, claims: claims.collect(), revision })
     }
 
     fn claim_of(&self, view: &View, of: &ClaimName, kv: &KeyValue, (position, holding): (usize, usize)) -> Claim {
@@ -106,11 +117,16 @@ impl Service {
 }
 
 /// A semaphore's limit, and all claims by token.
-fn sorted(view: &View, caller: &Caller, of: &ClaimName) -> Result<(Option<u64>, Vec<KeyValue>), Failure> {
-    let range = RangeOp { sort: RangeSort::Create, ..RangeOp::newest(of.claims()) };
+fn sorted(
+    view: &View,
+    caller: &Caller,
+    of: &ClaimName,
+    revision: Revision,
+) -> Result<(Option<u64>, Vec<KeyValue>), Failure> {
+    let range = RangeOp { revision, sort: RangeSort::Create, ..RangeOp::newest(of.claims()) };
     let sorted = view.range(caller, &range)?.kvs;
     let limit = match of.kind {
-        ClaimKind::Semaphore => view.get(caller, &of.base(), 0)?,
+        ClaimKind::Semaphore => view.get(caller, &of.base(), revision)?,
         ClaimKind::Lock | ClaimKind::Election => None,
     };
     let limit = limit.and_then(|kv| std::str::from_utf8(&kv.value).ok()?.parse().ok());
@@ -128,7 +144,7 @@ pub(super) fn standing(
         return Ok(Standing::Gone);
     }
     if of.kind == ClaimKind::Semaphore {
-        let (limit, sorted) = sorted(view, caller, of)?;
+        let (limit, sorted) = sorted(view, caller, of, view.revision())?;
         let at = sorted.iter().position(|kv| kv.key == *key).unwrap_or(sorted.len());
         let limit = limit.unwrap_or(0);
         let waits = at >= holders(of, limit, &sorted);

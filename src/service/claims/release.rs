@@ -37,7 +37,7 @@ impl Service {
         };
         let confirmed = match tokio::time::timeout(wait, place.alive(place.confirmed_turn())).await {
             Ok(confirmed) => confirmed?,
-            Err(_) => place.look()?,
+            Err(_) => place.waits()?,
         };
         Ok(self.answer(confirmed.0, confirmed.1, false))
     }

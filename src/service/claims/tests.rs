@@ -99,3 +99,60 @@ async fn left_behind(door: Door) {
     assert!(refused, "VIOLATION: a waiter whose lease has ended was told {told:?}");
     members.stop().await;
 }
+
+#[tokio::test]
+async fn a_claim_is_not_said_to_hold_by_what_was_learned_after_it_was_queued() {
+    learned_late(Door::Claims).await;
+}
+
+#[tokio::test]
+async fn nor_is_one_that_was_queued_by_etcds_lock_service() {
+    learned_late(Door::Queues).await;
+}
+
+/// A claim is queued behind another, and its member hears of that together with the other's end, long after both:
+/// then its lease has ended, and somebody else holds. On one thread, so that nobody looks in between.
+async fn learned_late(door: Door) {
+    const HOLDER: LeaseId = 1;
+    const WAITER: LeaseId = 2;
+    const NEXT: LeaseId = 3;
+    let members = Members::start().await;
+    let (first, third) = (&members.services[&1], members.services[&3].clone());
+    let of = ClaimName::new(ClaimKind::Lock, "l");
+    for lease in [HOLDER, WAITER, NEXT] {
+        grant(first, lease).await;
+    }
+    let held = first.claim_acquire(&context(LONG), request(&of, HOLDER), Duration::ZERO, None).await.unwrap();
+    assert!(matches!(held.body, Acquired::Held(_)), "{held:?}");
+    let claims = |id: u64| {
+        let service = &members.services[&id];
+        let queue = service.queue_in(&service.newest(), &Caller::System, &of).unwrap();
+        queue.claims.iter().map(|claim| claim.lease).collect::<Vec<_>>()
+    };
+    eventually("its member knows who holds", || claims(3) == [HOLDER]).await;
+    let late = &members.cluster.nodes[&3];
+    late.hold_applying();
+    let entering = enter(third, door, of.clone(), WAITER);
+    let (give, mut waiter) = oneshot::channel();
+    TaskSet::new().spawn("waiter", async move {
+        give.send(entering.await).ok();
+    });
+    eventually("the waiter is queued", || claims(1) == [HOLDER, WAITER]).await;
+    first.claim_release(&context(LONG), (&of, HOLDER), None).await.unwrap();
+    let released = members.cluster.nodes[&1].consensus.state().applied;
+    eventually("its member has logged that", || late.consensus.state().committed >= released).await;
+    members.cluster.net.cut.lock().insert(3);
+    first.lease_revoke(&context(LONG), WAITER, None).await.unwrap();
+    let next = first.claim_acquire(&context(LONG), request(&of, NEXT), Duration::ZERO, None).await.unwrap();
+    assert!(matches!(next.body, Acquired::Held(_)), "{next:?}");
+    assert_eq!(claims(3), [HOLDER], "its member did not wait: nothing was tried");
+    late.apply_on();
+    eventually("its member knows that the lock is free", || claims(3) == [WAITER]).await;
+    let told = tokio::time::timeout(Duration::from_secs(1), &mut waiter).await;
+    assert!(told.is_err(), "VIOLATION: a waiter was told {told:?} while another holds");
+    members.cluster.net.cut.lock().clear();
+    members.wake_watchers(3);
+    let told = waiter.await.unwrap();
+    assert!(matches!(told, Err(Failure::Rejected(_))), "VIOLATION: a waiter whose lease has ended was told {told:?}");
+    members.stop().await;
+}
