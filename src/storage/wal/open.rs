@@ -24,9 +24,8 @@ pub(super) fn open(disk: Arc<dyn Disk>, options: WalOptions) -> Result<(Wal, Rec
     let names = disk.list(&options.dir).map_err(|error| io("list", &error))?;
     let found: Vec<u32> = names.iter().filter_map(|name| segment::segment_of(name)).collect();
     let log = Found::read(&*disk, &options, &found)?;
-    if names.iter().any(|name| name == segment::SPARE_NAME) {
-        let spare = options.dir.join(segment::SPARE_NAME);
-        disk.remove(&spare).map_err(|error| io("remove the spare of", &error))?;
+    for name in names.iter().filter(|name| *name == segment::SPARE_NAME || name.ends_with(segment::DROPPED_SUFFIX)) {
+        disk.remove(&options.dir.join(name)).map_err(|error| io("remove what is left of segments of", &error))?;
     }
     log.start(disk, options, &found)
 }

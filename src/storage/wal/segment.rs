@@ -18,6 +18,9 @@ const SUFFIX: &str = ".wal";
 /// The preallocated file that becomes the next segment.
 pub(super) const SPARE_NAME: &str = "next.spare";
 
+/// Of a segment that is no part of the log any more, and whose space is being freed.
+pub(super) const DROPPED_SUFFIX: &str = ".dropped";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub segment: u32,
@@ -75,6 +78,10 @@ pub(super) fn file_name(segment: u32) -> String {
     format!("{segment:010}{SUFFIX}")
 }
 
+pub(super) fn dropped_name(segment: u32) -> String {
+    format!("{}{DROPPED_SUFFIX}", file_name(segment))
+}
+
 /// The segment that a file of this name holds, if it is one of ours.
 pub(super) fn segment_of(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(SUFFIX)?;
@@ -125,7 +132,15 @@ mod tests {
         assert_eq!(file_name(42), "0000000042.wal");
         assert_eq!(segment_of("0000000042.wal"), Some(42));
         assert_eq!(segment_of("4294967295.wal"), Some(u32::MAX));
-        for other in ["42.wal", "4294967296.wal", "IDENTITY", SPARE_NAME, "+000000042.wal", "0000000042.wal.bak"] {
+        for other in [
+            "42.wal",
+            "4294967296.wal",
+            "IDENTITY",
+            SPARE_NAME,
+            "+000000042.wal",
+            "0000000042.wal.bak",
+            &dropped_name(42),
+        ] {
             assert_eq!(segment_of(other), None, "{other}");
         }
     }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// A buffer larger than this is not kept for the next group.
 const RECYCLED_BYTES_MAX: usize = 4 << 20;
+/// A dropped segment is freed in so many steps: one at once was seen to take 20 ms.
+const FREED_IN: u64 = 8;
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -20,6 +22,9 @@ pub(super) struct Writer {
     options: WalOptions,
     active: Option<(u32, Arc<dyn DiskFile>)>,
     spare: Option<Arc<dyn DiskFile>>,
+    /// Segments that are dropped, whose space is freed a part after each group: to free much at once would keep
+    /// the next group waiting.
+    dropped: Vec<(u32, Arc<dyn DiskFile>)>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -50,7 +55,7 @@ impl Writer {
         options: WalOptions,
         active: Option<(u32, Arc<dyn DiskFile>)>,
     ) -> Self {
-        Self { shared, disk, options, active, spare: None }
+        Self { shared, disk, options, active, spare: None, dropped: Vec::new() }
     }
 
     /// Runs until the log is closed or has failed.
@@ -87,6 +92,9 @@ impl Writer {
             if matches!(state.life, Life::Closing) {
                 let done = state.marked && !state.committed_unsaved;
                 return if done { None } else { Some(state.take_mark()) };
+            }
+            if self.freeable().is_some() {
+                return Some(Vec::new());
             }
             if !wait {
                 return None;
@@ -129,6 +137,10 @@ impl Writer {
             }
         }
         if rotated && let Err(fault) = self.prepare_spare() {
+            self.fail(fault, Vec::new());
+            return false;
+        }
+        if let Err(fault) = self.free_some() {
             self.fail(fault, Vec::new());
             return false;
         }
@@ -233,24 +245,52 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the segments below `needed`, none of which has a live entry.
+    /// Drops the segments below `needed`, none of which has a live entry.
     pub(super) fn delete_before(&mut self, needed: u32) -> Result<(), Fault> {
-        let dropped: Vec<u32> = {
+        let dropped = {
             let mut state = self.shared.state.lock();
             let kept = state.files.split_off(&needed);
-            std::mem::replace(&mut state.files, kept).into_keys().collect()
+            std::mem::replace(&mut state.files, kept)
         };
         if dropped.is_empty() {
             return Ok(());
         }
         self.options.observer.started();
-        for segment in &dropped {
+        for segment in dropped.keys() {
             let path = self.options.dir.join(segment::file_name(*segment));
-            self.disk.remove(&path).map_err(|error| self.fault("remove", *segment, &error))?;
+            let renamed = self.disk.rename(&path, &self.options.dir.join(segment::dropped_name(*segment)));
+            renamed.map_err(|error| self.fault("drop", *segment, &error))?;
         }
+        // A segment that comes back after a crash must be whole.
         self.disk.sync_dir(&self.options.dir).map_err(|error| self.fault("sync the directory of", needed, &error))?;
+        self.dropped.extend(dropped.into_iter().map(|(segment, open)| (segment, open.file)));
         self.options.observer.finished(0);
-        self.prepare_spare()
+        Ok(())
+    }
+
+    /// A dropped segment that nobody reads any more.
+    fn freeable(&self) -> Option<usize> {
+        self.dropped.iter().position(|(_, file)| Arc::strong_count(file) == 1)
+    }
+
+    fn free_some(&mut self) -> Result<(), Fault> {
+        let Some(at) = self.freeable() else { return Ok(()) };
+        self.options.observer.started();
+        let (segment, file) = &self.dropped[at];
+        let path = self.options.dir.join(segment::dropped_name(*segment));
+        let part = u64::from(self.options.segment_bytes_clamped()).div_ceil(FREED_IN);
+        let left = file.len().map(|len| len.checked_sub(part).filter(|left| *left > 0));
+        let freed = left.and_then(|left| match left {
+            Some(left) => file.set_len(left).map(|()| false),
+            None => self.disk.remove(&path).map(|()| true),
+        });
+        let gone = freed.map_err(|error| Fault::io(format!("log: free {}", path.display()), &error))?;
+        self.options.observer.finished(0);
+        if gone {
+            self.dropped.swap_remove(at);
+            return self.prepare_spare();
+        }
+        Ok(())
     }
 
     fn note_written(&self, piece: Piece) {

@@ -137,11 +137,43 @@ fn purge_deletes_whole_segments_and_keeps_the_vote() {
     driver.run(&[Call::Purge(9)]);
     let names = segment_files(&driver.disk);
     assert!(names.len() < before && names[0] != "0000000001.wal", "{names:?}");
+    assert_eq!(names_of(&driver.disk, ".dropped"), [""; 0], "their space is freed");
+    let steps = driver.disk.trace().iter().filter(|(kind, _)| *kind == Operation::SetLen).count();
+    assert!(steps >= 7 * (before - names.len()), "a part at a time: {steps}");
     assert!(observe(&driver.wal).same_as(driver.newest()));
     driver.disk.crash(Survivors::Nothing);
     driver.wal.abandon();
     let again = Driver::open(&driver.disk, 2048, None).unwrap();
     assert!(again.newest().vote.is_some());
+    assert!(again.newest().same_as(driver.newest()));
+}
+
+#[test]
+fn a_dropped_segment_is_whole_as_long_as_it_is_read() {
+    let mut driver = driver(2048);
+    driver.run(&vec![Call::Append(vec![400]); 20]);
+    let path = Path::new(DIR).join("0000000001.wal");
+    let whole = driver.disk.contents(&path).unwrap();
+    let read = driver.wal.owner.shared.state.lock().files[&1].clone();
+    driver.run(&[Call::Purge(9)]);
+    assert_eq!(names_of(&driver.disk, ".dropped"), ["0000000001.wal.dropped"]);
+    let mut found = vec![0; whole.len()];
+    assert_eq!(read.file.read_at(&mut found, 0).unwrap(), whole.len());
+    assert_eq!(found, whole);
+    drop(read);
+    driver.run(&[Call::Vote]);
+    assert_eq!(names_of(&driver.disk, ".dropped"), [""; 0]);
+}
+
+#[test]
+fn what_was_being_freed_goes_at_the_next_start() {
+    let mut driver = driver(2048);
+    driver.run(&vec![Call::Append(vec![400]); 20]);
+    let read = driver.wal.owner.shared.state.lock().files[&1].clone();
+    driver.run(&[Call::Purge(9)]);
+    drop(read);
+    let again = reopen(&driver, 2048);
+    assert_eq!(names_of(&again.disk, ".dropped"), [""; 0]);
     assert!(again.newest().same_as(driver.newest()));
 }
 

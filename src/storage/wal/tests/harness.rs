@@ -272,8 +272,12 @@ pub(super) fn check(driver: &Driver, disk: &SimDisk, segment_bytes: u64, mutant:
 }
 
 pub(super) fn segment_files(disk: &SimDisk) -> Vec<String> {
+    names_of(disk, ".wal")
+}
+
+pub(super) fn names_of(disk: &SimDisk, suffix: &str) -> Vec<String> {
     let names = disk.list(Path::new(DIR)).unwrap();
-    names.into_iter().filter(|name| name.ends_with(".wal")).collect()
+    names.into_iter().filter(|name| name.ends_with(suffix)).collect()
 }
 
 /// A bit of everything, in groups of different sizes, over several segments of 2 KiB.
