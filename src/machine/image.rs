@@ -28,6 +28,7 @@ pub(super) const IDEMPOTENCY: u8 = 4;
 pub(super) const END: u8 = 6;
 /// Blocks of the block store, each behind its length.
 pub(super) const RECORDS: u8 = 7;
+pub(super) const BLOCK_LENGTH_BYTES: usize = 4;
 /// 2 were leases before they had generations, in no release.
 pub(super) const LEASES: u8 = 8;
 /// Only where there are any: images without users are those of releases without them.

@@ -15,6 +15,7 @@ mod authority;
 mod hash;
 mod idempotency;
 mod image;
+mod image_file;
 mod index;
 mod leases;
 mod packed;

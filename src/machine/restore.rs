@@ -7,7 +7,10 @@
 use super::auth::PortableAuth;
 use super::hash;
 use super::idempotency::Portable;
-use super::image::{ATTACHMENTS, AUTH, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS};
+use super::image::{
+    ATTACHMENTS, AUTH, BLOCK_LENGTH_BYTES, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS,
+};
+use super::image_file::Places;
 use super::index::{Head, History, Index, KeyRecord, Slot};
 use super::root::{FEATURE_LEVEL_MAX, Lease, Root, logical_bytes};
 use super::values::Values;
@@ -15,6 +18,7 @@ use super::writer::{ContentTypes, Machine, Options};
 use crate::model::{Fault, LeaseId, codec};
 use crate::storage::blocks::{BlockStore, EncodedBlock};
 use crate::storage::record::{Block, Place, Record, RecordKind};
+use crate::storage::snapshot::SnapshotBytes;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -32,8 +36,32 @@ impl Machine {
         options: &Options,
         blocks: impl Iterator<Item = Result<Bytes, Fault>>,
     ) -> Result<Self, Fault> {
+        Self::restore_from(store, options, blocks, None)
+    }
+
+    /// As `restore`, over a store that is new; the blocks of history are left where they lie.
+    ///
+    /// # Errors
+    /// As `restore`.
+    pub fn restore_over(
+        file: SnapshotBytes,
+        store: Arc<BlockStore>,
+        options: &Options,
+        blocks: impl Iterator<Item = Result<Bytes, Fault>>,
+    ) -> Result<Self, Fault> {
+        let (places, engine) = Places::begin(file);
+        store.adopt(engine)?;
+        Self::restore_from(store, options, blocks, Some(places))
+    }
+
+    fn restore_from(
+        store: Arc<BlockStore>,
+        options: &Options,
+        blocks: impl Iterator<Item = Result<Bytes, Fault>>,
+        places: Option<Places>,
+    ) -> Result<Self, Fault> {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        let mut restore = Restore::new(Root::empty(values, options), options.value_cache_bytes);
+        let mut restore = Restore::new(Root::empty(values, options), options.value_cache_bytes, places);
         for block in blocks {
             restore.block(&block?)?;
         }
@@ -43,11 +71,13 @@ impl Machine {
 
 struct Restore {
     root: Root,
+    places: Option<Places>,
     header: Option<Header>,
     attachments: Vec<(Bytes, LeaseId)>,
     /// Every version as a key of its own: a run sorted by key from each block, the blocks in order.
     versions: Vec<Arc<KeyRecord>>,
-    undecoded: Vec<Bytes>,
+    /// With where they lie.
+    undecoded: Vec<(Bytes, Option<u64>)>,
     /// Bytes of the records whose values stay in memory, and where that ends. A value's bytes are its
     /// own: a slice would keep a whole block of the image alive.
     value_bytes: u64,
@@ -65,9 +95,10 @@ fn number(count: usize) -> u64 {
 }
 
 impl Restore {
-    fn new(root: Root, value_bytes_max: u64) -> Self {
+    fn new(root: Root, value_bytes_max: u64, places: Option<Places>) -> Self {
         Self {
             root,
+            places,
             value_bytes: 0,
             value_bytes_max,
             header: None,
@@ -88,6 +119,7 @@ impl Restore {
             return Err(corrupt("its header is not its first block"));
         }
         let content = block.slice(1..);
+        let lies_at = self.places.as_mut().map(|places| places.pass(block).saturating_add(1));
         match *kind {
             HEADER => self.header(codec::decode("the image's header", &content)?),
             LEASES => self.leases(codec::decode("the image's leases", &content)?),
@@ -99,7 +131,7 @@ impl Restore {
                 .into_iter()
                 .try_for_each(|entry| self.root.auth.restore(entry, &mut self.root.sum).map_err(corrupt)),
             RECORDS => {
-                self.undecoded.push(content);
+                self.undecoded.push((content, lies_at));
                 if self.undecoded.len() == DECODERS * BLOCKS_EACH { self.records() } else { Ok(()) }
             }
             END => {
@@ -154,7 +186,8 @@ impl Restore {
         let with_values = self.value_bytes < self.value_bytes_max;
         let share = blocks.len().div_ceil(DECODERS).max(1);
         let decoded: Vec<Result<Vec<Decoded>, Fault>> = std::thread::scope(|scope| {
-            let decode_all = |blocks: &[Bytes]| blocks.iter().map(|block| decode(block, with_values)).collect();
+            let decode_all =
+                |blocks: &[(Bytes, _)]| blocks.iter().map(|(block, at)| decode(block, *at, with_values)).collect();
             let workers: Vec<_> = blocks.chunks(share).map(|blocks| scope.spawn(move || decode_all(blocks))).collect();
             let joined = workers.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
@@ -265,14 +298,19 @@ struct Decoded {
     value_bytes: u64,
 }
 
-fn decode(block: &Bytes, with_values: bool) -> Result<Decoded, Fault> {
+fn decode(block: &Bytes, lies_at: Option<u64>, with_values: bool) -> Result<Decoded, Fault> {
     let mut decoded = Decoded::default();
     let mut content_types = ContentTypes::default();
     let mut rest = block.clone();
     while !rest.is_empty() {
+        let within = number(block.len() - rest.len());
         let inner = split_block(&mut rest).ok_or_else(|| corrupt("a block is cut short"))?;
         let block = Block::open(inner.clone())?;
-        let mut encoded = EncodedBlock::new(inner);
+        let encoded = EncodedBlock::new(inner);
+        let mut encoded = match lies_at {
+            Some(at) => encoded.stored(at.saturating_add(within)),
+            None => encoded,
+        };
         let mut sound = true;
         block.for_each(|mut record| {
             encoded.note(&record);
@@ -297,9 +335,9 @@ fn decode(block: &Bytes, with_values: bool) -> Result<Decoded, Fault> {
 }
 
 fn split_block(rest: &mut Bytes) -> Option<Bytes> {
-    let length = u32::from_le_bytes(*rest.first_chunk()?);
-    let end = usize::try_from(length).ok()?.checked_add(4).filter(|end| *end <= rest.len())?;
-    Some(rest.split_to(end).slice(4..))
+    let length = u32::from_le_bytes(*rest.first_chunk::<BLOCK_LENGTH_BYTES>()?);
+    let end = usize::try_from(length).ok()?.checked_add(BLOCK_LENGTH_BYTES).filter(|end| *end <= rest.len())?;
+    Some(rest.split_to(end).slice(BLOCK_LENGTH_BYTES..))
 }
 
 fn version(record: &Record, hash: u128, with_value: bool) -> Option<KeyRecord> {

@@ -165,8 +165,9 @@ impl Snapshots {
 
     /// The machine of a file, over an empty store.
     pub(super) fn load(&self, reader: SnapshotReader, store: Arc<BlockStore>) -> Result<Restored, Fault> {
+        let file = reader.bytes();
         let blocks = reader.read_ahead(READ_AHEAD_BLOCKS)?;
-        let machine = Machine::restore(store.clone(), &self.restorer.machine, blocks)?;
+        let machine = Machine::restore_over(file, store.clone(), &self.restorer.machine, blocks)?;
         Ok(Restored { machine, store })
     }
 

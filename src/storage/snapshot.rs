@@ -10,7 +10,7 @@ mod reader;
 mod writer;
 
 use reader::verify;
-pub use reader::{RawSnapshot, ReadAhead, SnapshotReader, SnapshotSummary, read_file, verify_file};
+pub use reader::{RawSnapshot, ReadAhead, SnapshotBytes, SnapshotReader, SnapshotSummary, read_file, verify_file};
 pub use writer::{SnapshotImport, SnapshotWriter, VerifiedImport};
 
 use super::disk::{Disk, DiskFile, remove_by_parts};
@@ -111,8 +111,23 @@ struct Inner {
 struct State {
     checked: BTreeMap<SnapshotId, Checked>,
     temporary_files: u64,
-    /// Files that were opened for reading, and may still be read from.
+    /// Files that were opened for reading, and may still be read from, by their present names.
     opened: Vec<(PathBuf, Weak<dyn DiskFile>)>,
+    /// Removed ones that were read from then.
+    doomed: Vec<PathBuf>,
+}
+
+impl State {
+    fn note_opened(&mut self, path: &Path, file: &Arc<dyn DiskFile>) {
+        self.opened.retain(|(_, file)| file.strong_count() > 0);
+        self.opened.push((path.to_owned(), Arc::downgrade(file)));
+    }
+
+    fn rename_opened(&mut self, from: &Path, to: &Path) {
+        for (path, _) in self.opened.iter_mut().filter(|(path, _)| path == from) {
+            to.clone_into(path);
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -302,8 +317,7 @@ impl Inner {
         let mut state = self.state.lock();
         let opened = self.disk.open_read(path);
         let file = opened.map_err(|error| Fault::io(format!("open {}", path.display()), &error))?;
-        state.opened.retain(|(_, file)| file.strong_count() > 0);
-        state.opened.push((path.to_owned(), Arc::downgrade(&file)));
+        state.note_opened(path, &file);
         Ok(file)
     }
 
@@ -311,22 +325,42 @@ impl Inner {
         self.disk.remove(path).map_err(|error| Fault::io(format!("remove {}", path.display()), &error))
     }
 
-    /// Removes a file that may be large, and that somebody may be reading, who then reads it to its end.
+    /// Removes a file that may be large. As long as somebody reads from it, it is there under another name.
     fn remove_large(&self, path: &Path) -> Result<(), Fault> {
         let doomed = self.temporary_path();
-        let is_read = {
-            let state = self.state.lock();
+        {
+            let mut state = self.state.lock();
             let renamed = self.disk.rename(path, &doomed);
             renamed.map_err(|error| Fault::io(format!("remove {}", path.display()), &error))?;
-            state.opened.iter().any(|(opened, file)| opened == path && file.strong_count() > 0)
-        };
-        if is_read {
-            return self.remove(&doomed);
+            state.rename_opened(path, &doomed);
+            state.doomed.push(doomed);
         }
         // A name that comes back after a crash must be that of a whole file.
         self.sync_dir()?;
-        let removed = remove_by_parts(&*self.disk, &doomed);
-        removed.map_err(|error| Fault::io(format!("remove {}", doomed.display()), &error))
+        self.free_doomed()
+    }
+
+    /// Frees the space of removed files that nobody reads from any more.
+    fn free_doomed(&self) -> Result<(), Fault> {
+        let free: Vec<PathBuf> = {
+            let mut state = self.state.lock();
+            let State { opened, doomed, .. } = &mut *state;
+            opened.retain(|(_, file)| file.strong_count() > 0);
+            doomed.extract_if(.., |path| opened.iter().all(|(opened, _)| opened != path)).collect()
+        };
+        for path in free {
+            let removed = remove_by_parts(&*self.disk, &path);
+            removed.map_err(|error| Fault::io(format!("remove {}", path.display()), &error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a temporary file, which may be read from, its name.
+    fn name(&self, temporary: &Path, path: &Path, file: &Arc<dyn DiskFile>) -> std::io::Result<()> {
+        let mut state = self.state.lock();
+        self.disk.rename(temporary, path)?;
+        state.note_opened(path, file);
+        Ok(())
     }
 
     fn temporary_path(&self) -> PathBuf {
@@ -341,9 +375,9 @@ impl Inner {
     }
 
     /// Keeps a flushed temporary file under its digest, beside the snapshots.
-    fn stage(&self, temporary: &Path, digest: &[u8; 32]) -> Result<(), Fault> {
+    fn stage(&self, (temporary, file): (&Path, &Arc<dyn DiskFile>), digest: &[u8; 32]) -> Result<(), Fault> {
         let path = self.dir.join(staged_name(digest));
-        self.disk.rename(temporary, &path).map_err(|error| Fault::io("stage a backup", &error))?;
+        self.name(temporary, &path, file).map_err(|error| Fault::io("stage a backup", &error))?;
         self.sync_dir()
     }
 
@@ -388,7 +422,11 @@ impl Inner {
     }
 
     /// Gives a flushed temporary file its name, reads it back, and lets go of what is too old.
-    fn publish(&self, temporary: &Path, meta: &SnapshotMeta) -> Result<SnapshotSummary, Fault> {
+    fn publish(
+        &self,
+        (temporary, file): (&Path, &Arc<dyn DiskFile>),
+        meta: &SnapshotMeta,
+    ) -> Result<SnapshotSummary, Fault> {
         let id = SnapshotId::of(meta);
         let newest = self.ids()?.into_iter().find(|id| !self.is_known_damaged(*id));
         if let Some(newest) = newest.filter(|newest| *newest > id) {
@@ -396,7 +434,7 @@ impl Inner {
         }
         let path = self.path(id);
         self.state.lock().checked.remove(&id);
-        self.disk.rename(temporary, &path).map_err(|error| Fault::io("publish a snapshot", &error))?;
+        self.name(temporary, &path, file).map_err(|error| Fault::io("publish a snapshot", &error))?;
         self.sync_dir()?;
         let summary = self.verify(id)?;
         self.state.lock().checked.insert(id, Checked::Good(summary.clone()));
@@ -414,6 +452,7 @@ impl Inner {
 
     /// Removes all but the newest two files that are not known to be damaged.
     fn let_go(&self) -> Result<(), Fault> {
+        self.free_doomed()?;
         let ids = self.ids()?;
         let mut kept = 0;
         for id in ids {

@@ -1,6 +1,7 @@
 //! Named cases: what etcd does, and what implementers of it get wrong.
 
 use super::support::*;
+use crate::machine::{self, Machine};
 use crate::model::CompareOp::{Equal, Greater, Less, NotEqual};
 use crate::model::{
     Caller, Command, Compare, CompareTarget, DeleteReason, EventKind, KeyRange, LeaseChoice, LeaseRemaining,
@@ -415,4 +416,27 @@ fn what_fails_in_the_middle_takes_everything_back() {
         let view = rig.machine.reader().view();
         assert_eq!((view.state_hash(), view.stats(), view.revision()), state);
     }
+}
+
+#[test]
+fn what_was_restored_from_a_file_is_read_from_there_and_taken_into_the_next_image() {
+    let mut rig = Rig::new();
+    let large = "l".repeat(100_000);
+    for round in 0..40 {
+        rig.put(&format!("k{}", round % 7), &format!("{round}{}", "v".repeat(900)));
+        rig.put("large", &format!("{round}{large}"));
+    }
+    let blocks = rig.blocks();
+    let file = snapshot_of(&blocks);
+    // Nothing stays in memory.
+    let options = machine::Options { value_cache_bytes: 0, ..machine::Options::default() };
+    let restored = Machine::restore_over(file.bytes(), store(), &options, file).unwrap();
+    let view = (rig.machine.reader().view(), restored.reader().view());
+    for revision in 2..=view.0.revision() {
+        for key in ["k0", "k3", "k6", "large"] {
+            let got = |view: &machine::View| view.get(&Caller::Anonymous, &key.into(), revision).unwrap();
+            assert_eq!(got(&view.0), got(&view.1), "{key} at {revision}");
+        }
+    }
+    assert_eq!(super::support::blocks(&restored), blocks);
 }

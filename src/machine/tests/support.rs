@@ -7,6 +7,8 @@ use crate::model::{
 };
 use crate::storage::blocks::{BlockOptions, BlockStore};
 use crate::storage::memory::MemoryEngine;
+use crate::storage::simdisk::SimDisk;
+use crate::storage::snapshot::{SnapshotMeta, SnapshotReader, SnapshotStore};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -112,8 +114,25 @@ pub(super) fn blocks(machine: &Machine) -> Vec<Bytes> {
     blocks
 }
 
+/// From blocks in memory, and from those in a file, which must come to the same.
 pub(super) fn restore(options: &Options, blocks: Vec<Bytes>) -> Result<Machine, Fault> {
-    Machine::restore(store(), options, blocks.into_iter().map(Ok))
+    let file = snapshot_of(&blocks);
+    let from_memory = Machine::restore(store(), options, blocks.into_iter().map(Ok));
+    let from_file = Machine::restore_over(file.bytes(), store(), options, file);
+    let [memory, file] = [&from_memory, &from_file].map(|restored| restored.as_ref().map(Machine::state_hash));
+    assert_eq!(format!("{memory:?}"), format!("{file:?}"));
+    from_file
+}
+
+pub(super) fn snapshot_of(blocks: &[Bytes]) -> SnapshotReader {
+    let snapshots = SnapshotStore::open(Arc::new(SimDisk::new()), "/snapshot").unwrap();
+    let last = LogPosition { term: 1, node: 1, index: 1 };
+    let (membership, extra) = (Bytes::new(), Bytes::new());
+    let meta = SnapshotMeta { cluster_id: 1, last, membership, revision: 1, created_wall_ms: 0, extra };
+    let mut writer = snapshots.begin(meta).unwrap();
+    blocks.iter().for_each(|block| writer.write_block(block).unwrap());
+    writer.finish().unwrap();
+    snapshots.newest_verified().unwrap().snapshot.unwrap().1
 }
 
 pub(super) fn propose(command: Command) -> Proposal {

@@ -3,7 +3,8 @@
 //!
 //! Engines grow with every write and give nothing back, so space is only ever freed by dropping one.
 //! One goes when its last block has gone; while all files together are too large for their content,
-//! what is left of the sparsest is copied to the newest, in small chunks between commits. The map
+//! what is left of the sparsest is copied to the newest, in small chunks between commits. An engine that
+//! was full from the beginning, a snapshot's file, is one of them. The map
 //! says for every block which engine has it, so readers need not know, and one that still reads from
 //! a replaced engine keeps it alive.
 
@@ -128,6 +129,18 @@ impl Generations {
             && generation.blocks.insert(first)
         {
             generation.content_bytes += bytes;
+        }
+    }
+
+    /// An engine that is never written to, and has what is added to it.
+    pub(super) fn adopt(&mut self, number: u64, engine: Arc<dyn Engine>) {
+        self.older.push(Generation::new(number, engine));
+    }
+
+    pub(super) fn add_stored(&mut self, number: u64, first: Place, bytes: u64, file_bytes: u64) {
+        self.add(number, first, bytes);
+        if let Some(generation) = self.of(number) {
+            generation.file_bytes += file_bytes;
         }
     }
 

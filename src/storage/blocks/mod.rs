@@ -137,6 +137,15 @@ impl BlockStore {
         if records.is_empty() { Ok(()) } else { self.add(|state| state.append(records)) }
     }
 
+    /// Takes an engine that has blocks already, of which `append_encoded` is then told. It is only read from.
+    ///
+    /// # Errors
+    /// A fault of the engine, or if this store is not new.
+    pub fn adopt(&self, engine: Arc<dyn Engine>) -> Result<(), Fault> {
+        let file_bytes = engine.disk_bytes()?;
+        self.shared.state.lock().adopt(engine, file_bytes)
+    }
+
     /// As `append`, with whole blocks that an image brought.
     ///
     /// # Errors

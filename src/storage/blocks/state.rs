@@ -82,13 +82,21 @@ pub struct EncodedBlock {
     bytes: Bytes,
     span: Option<(Place, Place)>,
     size: Size,
+    /// Where the engine that was adopted has it.
+    stored: Option<u64>,
 }
 
 impl EncodedBlock {
     /// To be shown all its records, in order, by `note`.
     #[must_use]
     pub fn new(bytes: Bytes) -> Self {
-        Self { bytes, span: None, size: Size::default() }
+        Self { bytes, span: None, size: Size::default(), stored: None }
+    }
+
+    /// The adopted engine has it under that number.
+    #[must_use]
+    pub fn stored(self, number: u64) -> Self {
+        Self { stored: Some(number), ..self }
     }
 
     pub fn note(&mut self, record: &Record) {
@@ -136,6 +144,8 @@ pub(super) struct State {
     pub(super) retired: Vec<Arc<dyn Engine>>,
     /// The number of the engine begun last.
     engines: u64,
+    /// The number of the one that was adopted with its blocks.
+    adopted: Option<u64>,
     pub(super) blocks: BTreeMap<Place, BlockInfo>,
     pub(super) pending: BTreeMap<u64, Arc<Sealed>>,
     pub(super) pending_bytes: usize,
@@ -198,6 +208,7 @@ impl State {
             generations: Generations::new(1, engine),
             retired: Vec::new(),
             engines: 1,
+            adopted: None,
             blocks: BTreeMap::new(),
             pending: BTreeMap::new(),
             pending_bytes: 0,
@@ -286,15 +297,33 @@ impl State {
     pub(super) fn append_encoded(&mut self, blocks: Vec<EncodedBlock>) -> Result<(), Fault> {
         self.seal_tail();
         for block in blocks {
-            let EncodedBlock { bytes, span: Some((first, last)), size } = block else { continue };
+            let EncodedBlock { bytes, span: Some((first, last)), size, stored } = block else { continue };
             if self.last.is_some_and(|last| last >= first) {
                 return Err(Fault::Invariant(format!("block {first:?} appended after {:?}", self.last)));
             }
             self.last = Some(last);
             let weight = bytes.len();
+            if let (Some(id), Some(number)) = (stored, self.adopted) {
+                self.map(id, (first, last), size, Some(number));
+                self.generations.add_stored(number, first, size.bytes, u64::try_from(weight).unwrap_or(u64::MAX));
+                continue;
+            }
             let sealed = self.enter(first, last, size, SealedContent::Encoded(bytes), weight);
             self.queue.push_back(sealed);
         }
+        Ok(())
+    }
+
+    /// Takes an engine that has blocks already, which are then appended with their numbers there.
+    pub(super) fn adopt(&mut self, engine: Arc<dyn Engine>, file_bytes: u64) -> Result<(), Fault> {
+        if self.next_id != 1 || self.adopted.is_some() {
+            return Err(Fault::Invariant("only a new block store can adopt an engine".into()));
+        }
+        // Blocks have their numbers from their places in its file; those to come get greater ones.
+        self.next_id = file_bytes.saturating_add(1);
+        let number = self.next_engine();
+        self.generations.adopt(number, engine);
+        self.adopted = Some(number);
         Ok(())
     }
 
@@ -310,6 +339,14 @@ impl State {
     fn enter(&mut self, first: Place, last: Place, size: Size, content: SealedContent, weight: usize) -> Arc<Sealed> {
         let id = self.next_id;
         self.next_id += 1;
+        self.map(id, (first, last), size, None);
+        let sealed = Arc::new(Sealed { id, first, content, weight });
+        self.pending.insert(id, Arc::clone(&sealed));
+        self.pending_bytes += weight;
+        sealed
+    }
+
+    fn map(&mut self, id: u64, (first, last): (Place, Place), size: Size, home: Option<u64>) {
         let info = BlockInfo {
             id,
             last,
@@ -320,14 +357,10 @@ impl State {
             dead_since: 0,
             largest: size.largest,
             marks: size.marks,
-            home: None,
+            home,
         };
         self.totals.add(&info);
         self.blocks.insert(first, info);
-        let sealed = Arc::new(Sealed { id, first, content, weight });
-        self.pending.insert(id, Arc::clone(&sealed));
-        self.pending_bytes += weight;
-        sealed
     }
 
     /// Takes a block out of the map. What the engine has of it goes with the engine.

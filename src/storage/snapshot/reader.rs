@@ -2,7 +2,7 @@
 
 use super::SnapshotMeta;
 use super::format::{
-    COUNTS_BYTES, CRC_BYTES, DIGEST_BYTES, HEADER_FIXED_BYTES, block_crc, counts, meta_length, padding,
+    COUNTS_BYTES, CRC_BYTES, DIGEST_BYTES, FRAME_BYTES, HEADER_FIXED_BYTES, block_crc, counts, meta_length, padding,
 };
 use crate::model::{Fault, codec, limits};
 use crate::storage::disk::{Disk, DiskFile};
@@ -130,6 +130,7 @@ impl Source {
 pub struct SnapshotReader {
     source: Source,
     meta: SnapshotMeta,
+    header_bytes: usize,
     blocks: u64,
     payload_bytes: u64,
     digest: Option<[u8; DIGEST_BYTES]>,
@@ -150,12 +151,21 @@ impl SnapshotReader {
             return Err(source.corrupt("the checksum of its header does not match"));
         }
         let meta = codec::decode(&source.what, &head[HEADER_FIXED_BYTES..])?;
-        Ok(Self { source, meta, blocks: 0, payload_bytes: 0, digest: None, failed: None })
+        let header_bytes = head.len();
+        Ok(Self { source, meta, header_bytes, blocks: 0, payload_bytes: 0, digest: None, failed: None })
     }
 
     #[must_use]
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
+    }
+
+    /// The same file, for what is to be read again later.
+    #[must_use]
+    pub fn bytes(&self) -> SnapshotBytes {
+        let Source { file, what, length, .. } = &self.source;
+        let first_block = u64::try_from(self.header_bytes + CRC_BYTES + FRAME_BYTES).unwrap_or(u64::MAX);
+        SnapshotBytes { file: Arc::clone(file), what: what.clone(), bytes: *length, first_block }
     }
 
     /// Reads ahead on a thread of its own, at most `blocks` blocks.
@@ -285,6 +295,57 @@ impl Iterator for ReadAhead {
 impl Drop for ReadAhead {
     fn drop(&mut self) {
         drop(self.join());
+    }
+}
+
+/// A file's bytes anywhere, unchecked. The file stays as long as this lives, whatever becomes of its name.
+#[derive(Debug)]
+pub struct SnapshotBytes {
+    file: Arc<dyn DiskFile>,
+    what: String,
+    bytes: u64,
+    first_block: u64,
+}
+
+impl SnapshotBytes {
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the bytes of the first block lie.
+    #[must_use]
+    pub fn first_block(&self) -> u64 {
+        self.first_block
+    }
+
+    /// From the end of a block's bytes to those of the next.
+    #[must_use]
+    pub fn between_blocks(&self) -> u64 {
+        u64::try_from(FRAME_BYTES).unwrap_or(u64::MAX)
+    }
+
+    /// Fills `out` with what lies from `place` on.
+    ///
+    /// # Errors
+    /// `Fault::Io` if it cannot be read, `Fault::Corrupt` if the file ends before.
+    pub fn read(&self, out: &mut [u8], place: u64) -> Result<(), Fault> {
+        let mut filled = 0;
+        while filled < out.len() {
+            let at = place.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
+            let read = self.file.read_at(&mut out[filled..], at);
+            match read.map_err(|error| Fault::io(format!("read {}", self.what), &error))? {
+                0 => return Err(Fault::corrupt(self.what.as_str(), "it ends early")),
+                read => filled += read,
+            }
+        }
+        Ok(())
     }
 }
 

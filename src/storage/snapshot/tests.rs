@@ -494,3 +494,28 @@ fn other_files_in_the_directory_are_left_alone() {
     assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 6);
     assert_eq!(indexes(&store), [30, 20]);
 }
+
+#[test]
+fn a_file_that_is_still_read_from_is_freed_when_that_is_over() {
+    let disk = SimDisk::new();
+    let (store, elsewhere) = (open(&disk), open(&SimDisk::new()));
+    let names = || disk.list(Path::new(DIR)).unwrap();
+    write(&elsewhere, 10, &large(10)).unwrap();
+    // Opened before it got its name.
+    let imported = import(&store, elsewhere.raw(id(10)).unwrap()).unwrap();
+    let bytes = imported.read().unwrap().bytes();
+    imported.publish().unwrap();
+    drop(imported);
+    let mut whole = vec![0; usize::try_from(bytes.bytes()).unwrap()];
+    bytes.read(&mut whole, 0).unwrap();
+    for index in [20, 30, 40] {
+        write(&store, index, &blocks(index)).unwrap();
+        let mut again = vec![0; whole.len()];
+        bytes.read(&mut again, 0).unwrap();
+        assert!(again == whole, "what is read from has changed");
+    }
+    assert_eq!((indexes(&store), names().len()), (vec![40, 30], 3));
+    drop(bytes);
+    write(&store, 50, &blocks(50)).unwrap();
+    assert_eq!((indexes(&store), names().len()), (vec![50, 40], 2), "its space is not freed");
+}

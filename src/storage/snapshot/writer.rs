@@ -86,7 +86,7 @@ impl Temporary {
     }
 
     fn publish(&self, meta: &SnapshotMeta) -> Result<SnapshotSummary, Fault> {
-        let summary = self.inner.publish(&self.path, meta)?;
+        let summary = self.inner.publish((&self.path, &self.file), meta)?;
         self.published.store(true, Ordering::SeqCst);
         Ok(summary)
     }
@@ -213,7 +213,7 @@ impl VerifiedImport {
     /// # Errors
     /// A fault of the disk.
     pub fn stage(&self) -> Result<(), Fault> {
-        self.file.inner.stage(&self.file.path, &self.summary.digest)?;
+        self.file.inner.stage((&self.file.path, &self.file.file), &self.summary.digest)?;
         self.file.published.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -552,3 +552,87 @@ fn encoded_blocks_out_of_order_end_the_store() {
     assert_eq!(faults.load(Ordering::Relaxed), 1);
     assert!(store.get(5, 0).is_err());
 }
+
+/// An engine with a block for each of so many records, which are of 1000 bytes, and the blocks.
+fn filled(records: i64) -> (Arc<Counting>, Vec<EncodedBlock>) {
+    let engine = Arc::new(Counting::default());
+    let block = |main: i64| {
+        let bytes = encode_block(&[record(main, 0, 1000)]).unwrap();
+        let number = main.unsigned_abs();
+        engine.engine.commit(vec![(engine_key(number), bytes.clone())]).unwrap();
+        let mut encoded = EncodedBlock::new(bytes).stored(number);
+        encoded.note(&record(main, 0, 1000));
+        encoded
+    };
+    let blocks = (1..=records).map(block).collect();
+    (engine, blocks)
+}
+
+/// The store lets go of the engine, and with it of its file.
+fn goes(engine: Arc<Counting>) {
+    let left = Arc::downgrade(&engine);
+    drop(engine);
+    let clock = SystemClock::new();
+    let deadline = clock.monotonic() + Duration::from_secs(10);
+    while left.strong_count() > 0 {
+        assert!(clock.monotonic() < deadline, "an engine of which nothing is needed is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn adopted_blocks_are_read_where_they_are_and_those_that_follow_are_written() {
+    let (adopted, blocks) = filled(100);
+    let engine = Arc::new(Counting::default());
+    let store = BlockStore::new(Arc::clone(&engine) as Arc<dyn Engine>, options()).unwrap();
+    store.adopt(Arc::clone(&adopted) as Arc<dyn Engine>).unwrap();
+    store.append_encoded(blocks).unwrap();
+    for main in 101..=200 {
+        store.append(vec![record(main, 0, 1000)]).unwrap();
+    }
+    store.settle().unwrap();
+    assert_eq!((adopted.commits.load(Ordering::Relaxed), store.stats().pending_bytes), (0, 0));
+    assert_eq!(engine.engine.entries().len() as u64 + 100, store.stats().blocks, "only what followed is written");
+    for main in 1..=200 {
+        assert_eq!(store.get(main, 0).unwrap(), Some(record(main, 0, 1000)));
+    }
+    assert_eq!(store.walk(99, 4).unwrap(), [99, 100, 101, 102].map(|main| record(main, 0, 1000)));
+    assert_eq!(adopted.gets.load(Ordering::Relaxed), 100);
+    assert_eq!((store.stats().engines, store.stats().records + store.stats().tail_records), (2, 200));
+    // Once nothing of it is needed it goes, and with it the file.
+    assert!(trim_all(&store, 150, &|main, _, _| main > 100).removed >= 100);
+    goes(adopted);
+    assert_eq!((store.stats().engines, store.get(100, 0).unwrap()), (1, None));
+    assert_eq!(store.get(101, 0).unwrap(), Some(record(101, 0, 1000)));
+}
+
+#[test]
+fn what_is_left_of_an_adopted_engine_is_copied_once_it_is_sparse() {
+    let (adopted, blocks) = filled(200);
+    let rotation = Some(rotation(|| Ok(Arc::new(MemoryEngine::new())), 20_000));
+    let store = BlockStore::new(Arc::new(MemoryEngine::new()), BlockOptions { rotation, ..options() }).unwrap();
+    store.adopt(Arc::clone(&adopted) as Arc<dyn Engine>).unwrap();
+    for block in blocks {
+        store.append_encoded(vec![block]).unwrap();
+        assert_eq!(store.stats().engines, 2, "it is dense while it is taken in");
+    }
+    store.settle().unwrap();
+    assert_eq!(store.stats().engines, 2);
+    assert!(trim_all(&store, 200, &|main, _, _| main % 5 == 0).removed > 0);
+    store.settle().unwrap();
+    goes(adopted);
+    for main in 1..=200 {
+        assert_eq!(store.get(main, 0).unwrap(), (main % 5 == 0).then(|| record(main, 0, 1000)));
+    }
+}
+
+#[test]
+fn only_a_new_store_adopts_and_only_one() {
+    let (adopted, _) = filled(1);
+    let store = memory_store();
+    store.append(vec![record(1, 0, 100_000)]).unwrap();
+    assert!(store.adopt(Arc::clone(&adopted) as Arc<dyn Engine>).is_err());
+    let store = memory_store();
+    store.adopt(Arc::clone(&adopted) as Arc<dyn Engine>).unwrap();
+    assert!(store.adopt(adopted).is_err());
+}
