@@ -1,7 +1,8 @@
 //! Blocks of history that are read from where they lie, in the file of the image that a machine was restored
 //! from: they need not be written once more.
 //!
-//! A block's number is the place of its length in that file. Nothing is put in.
+//! A block's number is the place of its length in that file. Nothing is put in. It must not know what a block
+//! holds, or what becomes of the file's name.
 
 use super::image::BLOCK_LENGTH_BYTES;
 use crate::model::{Fault, limits};
