@@ -38,6 +38,21 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn len(&self) -> io::Result<u64>;
 }
 
+/// Fills `out` from that byte of the file on; answers how much there was, which is less only at the file's end.
+///
+/// # Errors
+/// Of the disk.
+pub(super) fn read_fully(file: &dyn DiskFile, out: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < out.len() {
+        match file.read_at(&mut out[filled..], at + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
 /// How much of a file is left to be written out at once: the syncs of all other files wait for it.
 pub(super) const PART_BYTES: u64 = 1 << 20;
 /// How much is freed at once, for the same reason.

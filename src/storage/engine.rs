@@ -1,5 +1,5 @@
-//! The engine under the history: one trait, two implementations here (`sled`, `memory`), and one that is only
-//! read from (`machine::image_file`). It only ever takes in; space comes back by dropping the whole of it. Nothing here is durable across a crash,
+//! The engine under the history: one trait, two implementations here (`sled`, `memory`); another, which is only
+//! read from, belongs to those who know what an image looks like. It only ever takes in; space comes back by dropping the whole of it. Nothing here is durable across a crash,
 //! and nothing needs to be.
 
 use crate::model::Fault;

@@ -5,7 +5,7 @@ use super::format::{
     COUNTS_BYTES, CRC_BYTES, DIGEST_BYTES, FRAME_BYTES, HEADER_FIXED_BYTES, block_crc, counts, meta_length, padding,
 };
 use crate::model::{Fault, codec, limits};
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, read_fully};
 use crate::storage::panic_text;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -336,16 +336,9 @@ impl SnapshotBytes {
     /// # Errors
     /// `Fault::Io` if it cannot be read, `Fault::Corrupt` if the file ends before.
     pub fn read(&self, out: &mut [u8], place: u64) -> Result<(), Fault> {
-        let mut filled = 0;
-        while filled < out.len() {
-            let at = place.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
-            let read = self.file.read_at(&mut out[filled..], at);
-            match read.map_err(|error| Fault::io(format!("read {}", self.what), &error))? {
-                0 => return Err(Fault::corrupt(self.what.as_str(), "it ends early")),
-                read => filled += read,
-            }
-        }
-        Ok(())
+        let filled = read_fully(&*self.file, out, place);
+        let filled = filled.map_err(|error| Fault::io(format!("read {}", self.what), &error))?;
+        if filled < out.len() { Err(Fault::corrupt(self.what.as_str(), "it ends early")) } else { Ok(()) }
     }
 }
 

@@ -8,7 +8,7 @@ use super::state::{Life, OpenSegment, State, Tail};
 use super::writer::Writer;
 use super::{Missing, Owner, Recovered, Runner, Shared, Threading, Wal, WalError, WalOptions, segment};
 use crate::model::Fault;
-use crate::storage::disk::{Disk, DiskFile};
+use crate::storage::disk::{Disk, DiskFile, read_fully};
 use crate::storage::mutant::Mutant;
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
@@ -41,13 +41,7 @@ struct Found {
 fn read_file(file: &dyn DiskFile, len: u64) -> io::Result<Vec<u8>> {
     let len = usize::try_from(len).map_err(io::Error::other)?;
     let mut bytes = vec![0; len];
-    let mut filled = 0;
-    while filled < len {
-        match file.read_at(&mut bytes[filled..], filled as u64)? {
-            0 => break,
-            count => filled += count,
-        }
-    }
+    let filled = read_fully(file, &mut bytes, 0)?;
     bytes.truncate(filled);
     Ok(bytes)
 }

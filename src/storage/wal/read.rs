@@ -4,6 +4,7 @@ use super::index::Slot;
 use super::state::OpenSegment;
 use super::{Shared, WalEntry, record, segment};
 use crate::model::Fault;
+use crate::storage::disk::read_fully;
 use bytes::Bytes;
 
 /// One read from disk covers at most this many bytes, or one record.
@@ -74,14 +75,11 @@ fn read_run(run: &Run, entries: &mut Vec<WalEntry>) -> Result<(), Fault> {
     let start = first.at.offset;
     let mut buffer = vec![0; (end_of(last) - start) as usize];
     let name = segment::file_name(run.segment);
-    let mut filled = 0;
-    while filled < buffer.len() {
+    let filled = read_fully(&*run.open.file, &mut buffer, u64::from(start));
+    let filled = filled.map_err(|error| Fault::io(format!("log: read {name}"), &error))?;
+    if filled < buffer.len() {
         let at = u64::from(start) + filled as u64;
-        match run.open.file.read_at(&mut buffer[filled..], at) {
-            Ok(0) => return Err(Fault::corrupt(format!("log file {name}"), format!("it ends at byte {at}"))),
-            Ok(count) => filled += count,
-            Err(error) => return Err(Fault::io(format!("log: read {name}"), &error)),
-        }
+        return Err(Fault::corrupt(format!("log file {name}"), format!("it ends at byte {at}")));
     }
     let buffer = Bytes::from(buffer);
     for (index, slot) in (run.first_index..).zip(&run.slots) {
