@@ -3,11 +3,13 @@
 //! `TaskSet`, so that simulation can hand it others. It must not know anything else of ours.
 
 pub mod clock;
+pub mod courtesy;
 pub mod entropy;
 pub mod signal;
 pub mod tasks;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use courtesy::give_way;
 pub use entropy::{Entropy, SeededEntropy, SystemEntropy};
 pub use signal::Signal;
 pub use tasks::TaskSet;

@@ -1,14 +1,10 @@
 //! The one spawner. Every background task is named, owned here, and ends when the set is stopped.
 
+use super::courtesy::lower_priority;
 use std::future::Future;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// Beside a thread of the usual priority that never waits, this leaves one a tenth of a processor, and it is taken from
-/// it at once when such a thread wakes.
-#[cfg(target_os = "linux")]
-const BACKGROUND_NICE: i32 = 10;
 
 /// A cheap handle on the tasks of one node. `stop` ends them all.
 #[derive(Debug, Clone, Default)]
@@ -60,8 +56,8 @@ impl TaskSet {
         self.tracker.spawn_blocking(work).await.ok()
     }
 
-    /// As `blocking`, on a thread of its own that gives way to those that answer requests. Threads that it starts do
-    /// the same for as long as they live.
+    /// As `blocking`, on a thread of its own and of a low priority, which threads that it starts have for as long as
+    /// they live. It should call `give_way` often.
     pub async fn background<T, F>(&self, name: &'static str, work: F) -> Option<T>
     where
         T: Send + 'static,
@@ -70,12 +66,7 @@ impl TaskSet {
         // Waited for on the pool: time that is simulated stands still meanwhile, as it does for all that blocks.
         let outcome = self.blocking(move || {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-                // Elsewhere the priority is that of the whole process. Where it may not be changed the work is done
-                // all the same.
-                #[cfg(target_os = "linux")]
-                if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < BACKGROUND_NICE) {
-                    rustix::process::setpriority_process(None, BACKGROUND_NICE).ok();
-                }
+                lower_priority();
                 work()
             });
             match thread {
@@ -108,7 +99,7 @@ mod tests {
         let before = nice();
         let within = tasks.background("low", nice).await;
         #[cfg(target_os = "linux")]
-        assert_eq!(within, Some(before.max(BACKGROUND_NICE)));
+        assert_eq!(within, Some(before.max(10)));
         assert_eq!((nice(), within.is_some()), (before, true), "nobody else does");
         assert_eq!(tasks.background("panics", || panic!("for the test")).await, None::<()>);
         let (go, wait) = std::sync::mpsc::channel::<()>();

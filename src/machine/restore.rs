@@ -25,6 +25,8 @@ use std::sync::Arc;
 /// Threads that decode blocks of records, and how many each gets at a time.
 const DECODERS: usize = 4;
 const BLOCKS_EACH: usize = 4;
+/// Put in order between two moments of giving way.
+const KEYS_BETWEEN: usize = 128;
 
 impl Machine {
     /// The machine of an image, over an empty block store, which is filled.
@@ -61,7 +63,7 @@ impl Machine {
         places: Option<Places>,
     ) -> Result<Self, Fault> {
         let values = Arc::new(Values::new(store, options.value_cache_bytes));
-        let mut restore = Restore::new(Root::empty(values, options), options.value_cache_bytes, places);
+        let mut restore = Restore::new(Root::empty(values, options), options, places);
         for block in blocks {
             restore.block(&block?)?;
         }
@@ -82,6 +84,7 @@ struct Restore {
     /// own: a slice would keep a whole block of the image alive.
     value_bytes: u64,
     value_bytes_max: u64,
+    give_way: fn(),
     last: Place,
     end: Option<End>,
 }
@@ -95,12 +98,13 @@ fn number(count: usize) -> u64 {
 }
 
 impl Restore {
-    fn new(root: Root, value_bytes_max: u64, places: Option<Places>) -> Self {
+    fn new(root: Root, options: &Options, places: Option<Places>) -> Self {
         Self {
             root,
             places,
             value_bytes: 0,
-            value_bytes_max,
+            value_bytes_max: options.value_cache_bytes,
+            give_way: options.give_way,
             header: None,
             attachments: Vec::new(),
             versions: Vec::new(),
@@ -183,11 +187,12 @@ impl Restore {
     /// Decodes and hashes the blocks that have gathered, in parallel, and stores them.
     fn records(&mut self) -> Result<(), Fault> {
         let blocks = std::mem::take(&mut self.undecoded);
-        let with_values = self.value_bytes < self.value_bytes_max;
+        let (with_values, give_way) = (self.value_bytes < self.value_bytes_max, self.give_way);
         let share = blocks.len().div_ceil(DECODERS).max(1);
         let decoded: Vec<Result<Vec<Decoded>, Fault>> = std::thread::scope(|scope| {
-            let decode_all =
-                |blocks: &[(Bytes, _)]| blocks.iter().map(|(block, at)| decode(block, *at, with_values)).collect();
+            let decode_all = |blocks: &[(Bytes, _)]| {
+                blocks.iter().map(|(block, at)| decode(block, *at, with_values, give_way)).collect()
+            };
             let workers: Vec<_> = blocks.chunks(share).map(|blocks| scope.spawn(move || decode_all(blocks))).collect();
             let joined = workers.into_iter().map(|worker| {
                 worker.join().unwrap_or_else(|_| Err(Fault::Invariant("decoding an image's block panicked".into())))
@@ -272,6 +277,9 @@ impl Restore {
                 self.count(key);
             }
             keys.push(newest);
+            if keys.len().is_multiple_of(KEYS_BETWEEN) {
+                (self.give_way)();
+            }
         }
         if attachments.next().is_some() {
             return Err(corrupt("a lease is attached to a key that does not exist, or a key to two"));
@@ -298,11 +306,12 @@ struct Decoded {
     value_bytes: u64,
 }
 
-fn decode(block: &Bytes, lies_at: Option<u64>, with_values: bool) -> Result<Decoded, Fault> {
+fn decode(block: &Bytes, lies_at: Option<u64>, with_values: bool, give_way: fn()) -> Result<Decoded, Fault> {
     let mut decoded = Decoded::default();
     let mut content_types = ContentTypes::default();
     let mut rest = block.clone();
     while !rest.is_empty() {
+        give_way();
         let within = number(block.len() - rest.len());
         let inner = split_block(&mut rest).ok_or_else(|| corrupt("a block is cut short"))?;
         let block = Block::open(inner.clone())?;

@@ -21,6 +21,8 @@ pub struct Options {
     pub quota_bytes: u64,
     /// Idempotency records kept at most. Must be the same on all members, too.
     pub idempotency_records_max: usize,
+    /// Called often by the threads that load an image.
+    pub give_way: fn(),
 }
 
 impl Default for Options {
@@ -29,6 +31,7 @@ impl Default for Options {
             value_cache_bytes: limits::VALUE_CACHE_BYTES_DEFAULT,
             quota_bytes: limits::QUOTA_BYTES_DEFAULT,
             idempotency_records_max: limits::IDEMPOTENCY_RECORDS_MAX,
+            give_way: || {},
         }
     }
 }

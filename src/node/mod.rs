@@ -20,7 +20,7 @@ pub mod restore;
 mod stores;
 
 use crate::api;
-use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet};
+use crate::env::{Clock, Entropy, SystemClock, SystemEntropy, TaskSet, give_way};
 use crate::machine;
 use crate::model::{Revision, RevisionEvents, limits};
 use crate::net::{Limits, Listener, Security};
@@ -195,7 +195,11 @@ async fn serve(config: Checked, reread: Reread, logs: LogControl) -> Result<(), 
         recovered: stores.recovered,
         snapshots: stores.snapshots,
         new_store: stores.new_store,
-        machine: machine::Options { value_cache_bytes: config.value_cache_bytes, ..machine::Options::default() },
+        machine: machine::Options {
+            value_cache_bytes: config.value_cache_bytes,
+            give_way,
+            ..machine::Options::default()
+        },
         transport: Arc::new(transport.clone()),
         publisher: Arc::new(Watchers { hub: hub.clone(), lessor: lessor.clone() }),
         clock: clock.clone(),

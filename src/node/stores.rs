@@ -2,7 +2,7 @@
 
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
-use crate::env::Clock;
+use crate::env::{Clock, give_way};
 use crate::model::{EventPage, Failure, Fault, KeyRange, Rejection, Revision, limits};
 use crate::raft::{Consensus, DiskStall, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rotation};
@@ -45,7 +45,7 @@ pub(super) fn open(
         ..WalOptions::new(data.wal(), Arc::clone(&fatal))
     };
     let (wal, recovered) = Wal::open(disk.clone(), options)?;
-    let snapshots = SnapshotStore::open(disk, data.snapshot())?;
+    let snapshots = SnapshotStore::giving_way(disk, data.snapshot(), give_way)?;
     let new_store = new_store(data, clock, metrics)?;
     Ok(Stores { wal, recovered, snapshots, new_store })
 }

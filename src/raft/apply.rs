@@ -9,7 +9,7 @@ use super::divergence::Marks;
 use super::flushed::Flushed;
 use super::log_store::io_error;
 use super::restore::{Digest, Prepared, restores};
-use super::snapshots::{Builder, Restored, Snapshots, Stored};
+use super::snapshots::{Builder, Restored, Snapshots, Stored, Tail};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
 use crate::env::Clock;
 use crate::machine::{LeaseChange, Machine, Reader};
@@ -26,7 +26,6 @@ use parking_lot::{Mutex, MutexGuard};
 use std::fmt::{self, Debug};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 
@@ -72,8 +71,7 @@ pub(crate) struct Applier {
     machine: Mutex<Machine>,
     reader: Reader,
     progress: watch::Sender<Progress>,
-    /// Bytes of entries applied since the newest snapshot was begun.
-    log_bytes: AtomicU64,
+    tail: Arc<Tail>,
     marks: Marks,
     /// Entries beyond this index wait.
     limit: watch::Sender<u64>,
@@ -98,6 +96,7 @@ impl Debug for Applier {
 
 pub(crate) struct ApplierOptions {
     pub(crate) flushed: Arc<Flushed>,
+    pub(crate) tail: Arc<Tail>,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) publisher: Arc<dyn Publisher>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -108,7 +107,7 @@ pub(crate) struct ApplierOptions {
 impl Applier {
     pub(crate) fn new(restored: Restored, options: ApplierOptions) -> Self {
         let Restored { machine, store } = restored;
-        let ApplierOptions { flushed, mutant, publisher, clock, metrics, fatal } = options;
+        let ApplierOptions { flushed, tail, mutant, publisher, clock, metrics, fatal } = options;
         let reader = machine.reader();
         let progress = progress_of(&machine, &reader);
         publisher.reset(progress.revision);
@@ -118,7 +117,7 @@ impl Applier {
             machine: Mutex::new(machine),
             reader,
             progress: watch::Sender::new(progress),
-            log_bytes: AtomicU64::new(0),
+            tail,
             marks,
             limit: watch::Sender::new(u64::MAX),
             prepared: Mutex::new(None),
@@ -157,10 +156,6 @@ impl Applier {
 
     pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
-    }
-
-    pub(crate) fn log_bytes(&self) -> &AtomicU64 {
-        &self.log_bytes
     }
 
     pub(super) fn marks(&self) -> &Marks {
@@ -215,7 +210,7 @@ impl Applier {
         let progress = progress_of(&current, &self.reader);
         self.publisher.reset(progress.revision);
         drop(current);
-        self.log_bytes.store(0, Ordering::Relaxed);
+        self.tail.forget();
         self.progress.send_replace(progress);
     }
 
@@ -251,7 +246,7 @@ impl Applier {
         self.publisher.reset(applied.revision);
         let progress = progress_of(&current, &self.reader);
         drop(current);
-        self.log_bytes.store(0, Ordering::Relaxed);
+        self.tail.forget();
         self.progress.send_replace(progress);
         tracing::info!(revision = applied.revision, "a backup has taken the place of the state");
         Ok(Step::Done(Outcomes(applied.outcomes)))
@@ -284,7 +279,7 @@ impl Applier {
         if !applied.events.is_empty() {
             self.publisher.publish(&applied.events);
         }
-        self.log_bytes.fetch_add(bytes.len().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.tail.grow(bytes.len());
         self.progress.send_modify(|progress| {
             progress.applied = Some(at);
             progress.revision = applied.revision;
@@ -411,7 +406,7 @@ impl RaftStateMachine<Types> for StateMachine {
                 responder.send(outcomes);
             }
         }
-        self.snapshots.consider(&self.applier);
+        self.snapshots.consider();
         Ok(())
     }
 

@@ -12,6 +12,9 @@ const APPEND_ENTRIES_MAX: u64 = 256;
 /// between two snapshots, so that only what is purged decides.
 const LAG_ENTRIES: u64 = 1 << 40;
 
+/// Before a follower is tried again: one that has taken in a snapshot, or is back, waits for that.
+const BACKOFF: &str = "50ms 100ms ..200ms";
+
 pub(crate) fn build(options: &Options) -> Result<Arc<Config>, Fault> {
     let election_max_ms = millis(options.election_max);
     let config = Config {
@@ -22,6 +25,7 @@ pub(crate) fn build(options: &Options) -> Result<Arc<Config>, Fault> {
         install_snapshot_timeout: 60_000,
         max_payload_entries: APPEND_ENTRIES_MAX,
         replication_lag_threshold: LAG_ENTRIES,
+        backoff: BACKOFF.into(),
         // Snapshots are triggered by bytes of log, and the log is purged up to the second-newest
         // verified snapshot: both by `snapshots`, so openraft must do neither by itself.
         snapshot_policy: SnapshotPolicy::Never,

@@ -216,6 +216,7 @@ impl Consensus {
             restored,
             ApplierOptions {
                 flushed: log.flushed().clone(),
+                tail: snapshots.tail().clone(),
                 mutant: options.mutant,
                 publisher,
                 clock: clock.clone(),

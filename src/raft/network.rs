@@ -207,7 +207,7 @@ impl Network {
 
     fn client(&self, id: MemberId, member: &Member, append_lane: Lane) -> Client {
         let Self { transport, directory, log } = self.clone();
-        Client { transport, directory, log, id, member: member.clone(), append_lane }
+        Client { transport, directory, log, id, member: member.clone(), append_lane, has_renewed: false }
     }
 }
 
@@ -235,6 +235,8 @@ pub(crate) struct Client {
     /// As it was when the client was made.
     member: Member,
     append_lane: Lane,
+    /// Whether a snapshot was written anew for that member. Once is enough, however fast the log grows.
+    has_renewed: bool,
 }
 
 impl Client {
@@ -409,12 +411,20 @@ impl NetSnapshot<Types> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let transport = self.transport.clone();
+        let stored = snapshot.snapshot.clone();
+        let what = (snapshot.meta, snapshot.snapshot);
         let exchange = async {
-            let what = (snapshot.meta, snapshot.snapshot);
-            transfer::send(&*transport, self.peer(), Purpose::Install(vote), what, option.soft_ttl())
-                .await
-                .map_err(failed)
+            let offer = transfer::offer(&*self.transport, self.peer(), Purpose::Install(vote), what, option.soft_ttl());
+            let offer = offer.await.map_err(failed)?;
+            // What broke off is sent on.
+            if offer.offset == 0 && !self.has_renewed && stored.lacks_much() {
+                drop(offer);
+                self.has_renewed = true;
+                stored.renew().await;
+                // openraft tries again at once, with the newest there is.
+                return Err(failed(TransportError::Failed("the log was too long for the snapshot there was".into())));
+            }
+            offer.send().await.map_err(failed)
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -12,7 +12,7 @@ use super::network::Meta;
 use super::restore::{Digest, Staging};
 use super::transfer::{Head, Partial};
 use super::types::{MemberId, Types, log_id, position};
-use crate::env::{Clock, TaskSet};
+use crate::env::{Clock, TaskSet, give_way};
 use crate::machine::{self, Image, Machine};
 use crate::model::{Failure, Fault, LogPosition, Why, codec};
 use crate::storage::blocks::BlockStore;
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -41,6 +41,51 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Blocks read ahead of the machine that is restored from them.
 const READ_AHEAD_BLOCKS: usize = 16;
+
+/// A snapshot is written anew before it is sent if the log has grown by more since than this part of what it may.
+const SENT_TAIL_PART: u64 = 8;
+
+/// At most this long is waited for that.
+const RENEWAL_MAX: Duration = Duration::from_secs(15);
+
+/// Bytes of applied entries that are in no snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    since_begun: AtomicU64,
+    /// That a snapshot which is being written stands for.
+    in_writing: AtomicU64,
+}
+
+impl Tail {
+    pub(super) fn grow(&self, bytes: usize) {
+        self.since_begun.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The state was replaced by that of a snapshot.
+    pub(super) fn forget(&self) {
+        self.since_begun.store(0, Ordering::Relaxed);
+        self.in_writing.store(0, Ordering::Relaxed);
+    }
+
+    fn begin(&self) {
+        self.in_writing.store(self.since_begun.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn end(&self, is_written: bool) {
+        let bytes = self.in_writing.swap(0, Ordering::Relaxed);
+        if !is_written {
+            self.since_begun.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn since_begun(&self) -> u64 {
+        self.since_begun.load(Ordering::Relaxed)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.since_begun().saturating_add(self.in_writing.load(Ordering::Relaxed))
+    }
+}
 
 /// How an empty machine is made.
 pub(crate) struct Restorer {
@@ -58,6 +103,7 @@ pub(crate) struct Snapshots {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     current: Mutex<Option<Local>>,
+    tail: Arc<Tail>,
     due: Notify,
     newest: watch::Sender<Option<LogPosition>>,
     /// The state that would be written is in doubt.
@@ -108,6 +154,7 @@ impl Snapshots {
             clock,
             metrics,
             current: Mutex::new(None),
+            tail: Arc::default(),
             due: Notify::new(),
             newest: watch::Sender::new(None),
             suspect: AtomicBool::new(false),
@@ -210,15 +257,31 @@ impl Snapshots {
         self.tasks.background("snapshot", work).await.unwrap_or_else(panicked)
     }
 
-    /// Begins a snapshot if the log has grown enough since the last.
-    pub(crate) fn consider(&self, applier: &Applier) {
-        if self.suspect.load(Ordering::SeqCst) {
-            return;
-        }
+    pub(crate) fn tail(&self) -> &Arc<Tail> {
+        &self.tail
+    }
+
+    /// The tail of the log after which a snapshot is taken.
+    fn tail_max(&self) -> u64 {
         let last_bytes = self.current.lock().as_ref().map_or(0, |local| local.stored.file_bytes);
-        if applier.log_bytes().load(Ordering::Relaxed) > self.log_bytes_min.max(last_bytes / 2) {
+        self.log_bytes_min.max(last_bytes / 2)
+    }
+
+    /// Begins a snapshot if the log has grown enough since the last.
+    pub(crate) fn consider(&self) {
+        if !self.suspect.load(Ordering::SeqCst) && self.tail.since_begun() > self.tail_max() {
             self.due.notify_one();
         }
+    }
+
+    /// Has a snapshot written that is newer than that one, if it can be soon.
+    async fn renew(&self, old: LogPosition) {
+        let mut newest = self.newest.subscribe();
+        self.soon();
+        let written = newest.wait_for(|newest| newest.is_some_and(|at| at.index > old.index));
+        let written = self.tasks.stopping().run_until_cancelled(written);
+        // Where none can be written the old one must do.
+        drop(tokio::time::timeout(RENEWAL_MAX, written).await);
     }
 
     /// Has due snapshots built and the log purged, until Raft ends.
@@ -305,7 +368,7 @@ impl Snapshots {
         let meta = Meta { last_log_id: Some(log_id(at)), last_membership: membership_of(&machine)? };
         let membership = machine.membership().map(|(_, bytes)| bytes).unwrap_or_default();
         let image = machine.image();
-        let log_bytes = applier.log_bytes().swap(0, Ordering::Relaxed);
+        self.tail.begin();
         drop(machine);
         let stored = SnapshotMeta {
             cluster_id: self.cluster_id,
@@ -315,7 +378,7 @@ impl Snapshots {
             created_wall_ms: self.clock.wall_ms(),
             extra: codec::encode(&BuiltBy(self.id))?.into(),
         };
-        Ok(Some(Work { image, stored, meta, log_bytes }))
+        Ok(Some(Work { image, stored, meta }))
     }
 
     /// The newest snapshot, for sending.
@@ -330,6 +393,7 @@ impl Snapshots {
         let stopping = self.tasks.stopping();
         let mut writer = self.store.begin(meta)?;
         let go_on = || {
+            give_way();
             if stopping.is_cancelled() {
                 return Err(Fault::Invariant("a snapshot was written on after the end".into()));
             }
@@ -430,8 +494,6 @@ struct Work {
     image: Image,
     stored: SnapshotMeta,
     meta: Meta,
-    /// Bytes of log that the snapshot stands for.
-    log_bytes: u64,
 }
 
 fn panicked<T>() -> Result<T, Fault> {
@@ -440,20 +502,23 @@ fn panicked<T>() -> Result<T, Fault> {
 
 impl Builder {
     async fn build(&self, work: Work) {
-        let Work { image, stored, meta, log_bytes } = work;
+        let Work { image, stored, meta } = work;
         let at = stored.last.index;
         if self.applier.planted() != Some(Mutant::SnapshotAheadOfFlush) {
             self.applier.flushed.covers(at).await;
         }
         let snapshots = self.snapshots.clone();
         match self.snapshots.background(move || snapshots.write(&image, stored)).await {
-            Ok(Some(stored)) => self.snapshots.published(Local { meta, stored }),
+            Ok(Some(stored)) => {
+                self.snapshots.tail.end(true);
+                self.snapshots.published(Local { meta, stored });
+            }
             Ok(None) => {}
             Err(fault) => {
                 // The log is still whole: nothing is lost, and the next attempt comes when it has
                 // grown a little more. For openraft, the snapshot there is remains the newest.
                 tracing::warn!(%fault, at, "snapshot not written");
-                self.applier.log_bytes().fetch_add(log_bytes, Ordering::Relaxed);
+                self.snapshots.tail.end(false);
             }
         }
     }
@@ -517,6 +582,20 @@ impl Stored {
         }
     }
 
+    /// Whether the log has grown so much since that a newer one should be sent: to apply it takes whoever gets it many
+    /// times what the same takes in a snapshot.
+    pub(super) fn lacks_much(&self) -> bool {
+        let Self::Local { snapshots, .. } = self else { return false };
+        !snapshots.suspect.load(Ordering::SeqCst) && snapshots.tail.bytes() > snapshots.tail_max() / SENT_TAIL_PART
+    }
+
+    /// Has a newer one written, if it can be soon.
+    pub(super) async fn renew(&self) {
+        if let Self::Local { stored, snapshots } = self {
+            snapshots.renew(stored.meta.last).await;
+        }
+    }
+
     /// The file's bytes from `offset` on, for sending. At an error they end early, which the receiver finds.
     pub(crate) fn pieces(self, offset: u64) -> BoxStream<'static, Bytes> {
         let (snapshots, opened) = match self {
@@ -546,5 +625,31 @@ impl Stored {
             piece.map(|piece| (piece, Some((raw, snapshots))))
         };
         stream::once(begin).flat_map(move |state| stream::unfold(state, next)).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tail;
+
+    #[test]
+    fn the_tail_is_what_no_snapshot_has() {
+        let tail = Tail::default();
+        let both = || (tail.since_begun(), tail.bytes());
+        tail.grow(100);
+        assert_eq!(both(), (100, 100));
+        tail.begin();
+        tail.grow(10);
+        assert_eq!(both(), (10, 110), "what is written does not count yet");
+        tail.end(false);
+        assert_eq!(both(), (110, 110), "it was not written");
+        tail.begin();
+        tail.grow(1);
+        tail.end(true);
+        assert_eq!(both(), (1, 1));
+        tail.begin();
+        tail.forget();
+        tail.end(false);
+        assert_eq!(both(), (0, 0), "a state from elsewhere was put in its place");
     }
 }

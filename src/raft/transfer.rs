@@ -48,9 +48,38 @@ pub(super) async fn send<T: DeserializeOwned>(
     transport: &dyn Transport,
     peer: Peer,
     purpose: Purpose,
-    (meta, stored): (Meta, Stored),
+    what: (Meta, Stored),
     timeout: Duration,
 ) -> Result<T, TransportError> {
+    offer(transport, peer, purpose, what, timeout).await?.send().await
+}
+
+/// A snapshot that the receiver knows of.
+pub(super) struct Offer {
+    /// How many bytes of it are there already.
+    pub(super) offset: u64,
+    bytes: u64,
+    tell: oneshot::Sender<u64>,
+    answers: Answers,
+}
+
+type Answers = BoxStream<'static, Result<Bytes, TransportError>>;
+
+async fn next<T: DeserializeOwned>(answers: &mut Answers) -> Result<T, TransportError> {
+    match answers.next().await {
+        Some(answer) => codec::decode("peer's answer", &answer?).map_err(broken),
+        None => Err(TransportError::Failed("the peer ended the snapshot without an answer".into())),
+    }
+}
+
+/// Tells the receiver of a snapshot of this member's store. Dropped, it is not sent.
+pub(super) async fn offer(
+    transport: &dyn Transport,
+    peer: Peer,
+    purpose: Purpose,
+    (meta, stored): (Meta, Stored),
+    timeout: Duration,
+) -> Result<Offer, TransportError> {
     let Some((digest, bytes)) = stored.digest() else {
         return Err(TransportError::Failed("there is no snapshot to send".into()));
     };
@@ -62,17 +91,21 @@ pub(super) async fn send<T: DeserializeOwned>(
     });
     let requests = stream::once(std::future::ready(Bytes::from(head))).chain(pieces).boxed();
     let mut answers = transport.stream(peer, Lane::Snapshot, requests, timeout).await?;
-    let mut next = async || match answers.next().await {
-        Some(answer) => answer,
-        None => Err(TransportError::Failed("the peer ended the snapshot without an answer".into())),
-    };
-    let offset: u64 = codec::decode("peer's answer", &next().await?).map_err(broken)?;
-    if offset > 0 {
-        tracing::info!(offset, bytes, "a snapshot is sent on from where it broke off");
+    let offset = next(&mut answers).await?;
+    Ok(Offer { offset, bytes, tell, answers })
+}
+
+impl Offer {
+    /// Sends the rest; gives the receiver's answer.
+    pub(super) async fn send<T: DeserializeOwned>(self) -> Result<T, TransportError> {
+        let Self { offset, bytes, tell, mut answers } = self;
+        if offset > 0 {
+            tracing::info!(offset, bytes, "a snapshot is sent on from where it broke off");
+        }
+        // If the stream of requests is gone, its answer says why.
+        tell.send(offset).ok();
+        next(&mut answers).await
     }
-    // If the stream of requests is gone, its answer says why.
-    tell.send(offset).ok();
-    codec::decode("peer's answer", &next().await?).map_err(broken)
 }
 
 /// A file that broke off.

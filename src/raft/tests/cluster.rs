@@ -11,6 +11,9 @@ use openraft::ChangeMembers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// More than a test writes, so that it says itself when there are snapshots.
+const LOG_BYTES: u64 = 1 << 20;
+
 /// Who is there, and who is cut off from everybody.
 #[derive(Debug, Default)]
 pub(crate) struct Net {
@@ -146,7 +149,7 @@ impl Cluster {
             let wire = Arc::new(Wire { net: net.clone(), from: id });
             let watched = (id == 1).then(|| stall.clone());
             let options =
-                Options { mutant: mutant(id), snapshot_log_bytes: u64::MAX, disk: watched, ..Options::new(id) };
+                Options { mutant: mutant(id), snapshot_log_bytes: LOG_BYTES, disk: watched, ..Options::new(id) };
             let open = |disk: &SimDisk, faults: &_| {
                 let threading = if id == 1 { Threading::Pumped } else { Threading::Own };
                 let (wal, recovered) = open_wal(disk, faults, threading);
@@ -250,6 +253,41 @@ async fn a_member_left_behind_is_brought_up_by_a_snapshot() {
     let node = Node::start(&disk, Options { mutant: None, ..Options::new(3) }).await.unwrap();
     assert!(node.get("r2-19").is_some());
     node.stop().await;
+}
+
+/// It would have to apply all the log since the last one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_written_anew_for_a_member_if_the_log_has_grown_since() {
+    let cluster = Cluster::start(None).await;
+    cluster.net.cut.lock().insert(3);
+    let first = &cluster.nodes[&1];
+    for key in ["a", "b"] {
+        first.put(key, "v").await.unwrap();
+        first.consensus.trigger_snapshot(LONG).await.unwrap();
+    }
+    eventually("the log is purged", || first.consensus.state().purged.is_some()).await;
+    let long = "v".repeat(16 << 10);
+    for i in 0..10 {
+        first.put(&format!("k{i}"), &long).await.unwrap();
+    }
+    let last = first.consensus.state().last_log;
+    cluster.net.cut.lock().clear();
+    eventually("the third catches up", || cluster.nodes[&3].get("k9").is_some()).await;
+    eventually("by a snapshot of now", || cluster.nodes[&3].consensus.state().snapshot >= last).await;
+    // A short tail is sent as it is.
+    cluster.net.cut.lock().insert(3);
+    let mut newest = None;
+    for key in ["c", "d"] {
+        first.put(key, "v").await.unwrap();
+        newest = Some(first.consensus.trigger_snapshot(LONG).await.unwrap().index);
+    }
+    eventually("the log is purged", || first.consensus.state().purged > last).await;
+    first.put("e", "v").await.unwrap();
+    cluster.net.cut.lock().clear();
+    eventually("the third catches up again", || cluster.nodes[&3].get("e").is_some()).await;
+    eventually("by a snapshot", || cluster.nodes[&3].consensus.state().snapshot == newest).await;
+    assert_eq!(first.consensus.state().snapshot, newest, "none was written for it");
+    cluster.stop().await;
 }
 
 /// With a quorum elsewhere an entry is committed while the leader's own disk hangs.

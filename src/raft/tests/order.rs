@@ -30,6 +30,7 @@ impl Bench {
         let flushed = Arc::new(Flushed::new(0));
         let options = ApplierOptions {
             flushed: flushed.clone(),
+            tail: Arc::default(),
             mutant,
             publisher: Arc::new(Unwatched),
             clock,

@@ -34,11 +34,11 @@ pub struct SnapshotSummary {
 pub fn verify_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotSummary, Fault> {
     let what = path.display().to_string();
     let file = disk.open_read(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
-    verify(&file, what)
+    verify(&file, what, || {})
 }
 
-pub(super) fn verify(file: &Arc<dyn DiskFile>, what: String) -> Result<SnapshotSummary, Fault> {
-    let mut reader = SnapshotReader::new(file, what)?;
+pub(super) fn verify(file: &Arc<dyn DiskFile>, what: String, give_way: fn()) -> Result<SnapshotSummary, Fault> {
+    let mut reader = SnapshotReader::new(file, what, give_way)?;
     for block in &mut reader {
         block?;
     }
@@ -52,7 +52,7 @@ pub(super) fn verify(file: &Arc<dyn DiskFile>, what: String) -> Result<SnapshotS
 pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<SnapshotReader, Fault> {
     let what = path.display().to_string();
     let file = disk.open_read(path).map_err(|error| Fault::io(format!("open {what}"), &error))?;
-    SnapshotReader::new(&file, what)
+    SnapshotReader::new(&file, what, || {})
 }
 
 /// A file read from its beginning to its end, hashed as it passes.
@@ -135,10 +135,12 @@ pub struct SnapshotReader {
     payload_bytes: u64,
     digest: Option<[u8; DIGEST_BYTES]>,
     failed: Option<Fault>,
+    /// Called before each block.
+    give_way: fn(),
 }
 
 impl SnapshotReader {
-    pub(super) fn new(file: &Arc<dyn DiskFile>, what: String) -> Result<Self, Fault> {
+    pub(super) fn new(file: &Arc<dyn DiskFile>, what: String, give_way: fn()) -> Result<Self, Fault> {
         let length = file.len().map_err(|error| Fault::io(format!("measure {what}"), &error))?;
         let digest = Sha256::new();
         let file = Arc::clone(file);
@@ -152,7 +154,7 @@ impl SnapshotReader {
         }
         let meta = codec::decode(&source.what, &head[HEADER_FIXED_BYTES..])?;
         let header_bytes = head.len();
-        Ok(Self { source, meta, header_bytes, blocks: 0, payload_bytes: 0, digest: None, failed: None })
+        Ok(Self { source, meta, header_bytes, blocks: 0, payload_bytes: 0, digest: None, failed: None, give_way })
     }
 
     #[must_use]
@@ -234,6 +236,7 @@ impl Iterator for SnapshotReader {
         if self.digest.is_some() || self.failed.is_some() {
             return None;
         }
+        (self.give_way)();
         let block = self.next_block();
         if let Err(fault) = &block {
             self.failed = Some(fault.clone());

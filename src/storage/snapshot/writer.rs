@@ -1,7 +1,7 @@
 //! Writing a snapshot file: one's own, block by block, or the bytes of another member's.
 
 use super::format::{counts, frame, header, padding};
-use super::reader::{SnapshotReader, SnapshotSummary, verify_file};
+use super::reader::{SnapshotReader, SnapshotSummary, verify};
 use super::{Inner, SnapshotMeta};
 use crate::model::Fault;
 use crate::storage::disk::{DiskFile, PART_BYTES};
@@ -182,7 +182,7 @@ impl SnapshotImport {
     /// `Fault::Io` of the disk.
     pub fn verify(mut self) -> Result<VerifiedImport, Fault> {
         self.file.flush()?;
-        let summary = verify_file(&*self.file.inner.disk, &self.file.path)?;
+        let summary = verify(&self.file.file, self.file.path.display().to_string(), self.file.inner.give_way)?;
         Ok(VerifiedImport { file: self.file, summary })
     }
 }
@@ -205,7 +205,7 @@ impl VerifiedImport {
     /// # Errors
     /// A fault of the disk.
     pub fn read(&self) -> Result<SnapshotReader, Fault> {
-        SnapshotReader::new(&self.file.file, self.file.path.display().to_string())
+        SnapshotReader::new(&self.file.file, self.file.path.display().to_string(), self.file.inner.give_way)
     }
 
     /// Keeps it beside the snapshots, under its digest.

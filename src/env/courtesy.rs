@@ -1,0 +1,93 @@
+//! How background work leaves the processor to what somebody waits for.
+//!
+//! A thread of a low priority that has the processor keeps it for a slice of some milliseconds even so, and a request
+//! that passes several members meets such a slice more than once.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Beside a thread of the usual priority that never waits, this leaves one a tenth of a processor.
+#[cfg(target_os = "linux")]
+const BACKGROUND_NICE: i32 = 10;
+
+/// Of the time, others get at most this many parts for each one of a thread that gives way: as much as by its
+/// priority. A machine without an idle moment must not keep it from its end.
+const PARTS: u32 = 9;
+
+thread_local! {
+    /// When this thread gives way again; `None`: it never does.
+    static NEXT: Cell<Option<Instant>> = Cell::new(is_background().then(now));
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long others had the processor; nobody is told")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Gives this thread, and those that it starts, a low priority. Where it may not be changed, and where it is that of
+/// the whole process, it stays as it is.
+pub(super) fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if !is_background() {
+        rustix::process::setpriority_process(None, BACKGROUND_NICE).ok();
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn is_background() -> bool {
+    rustix::process::getpriority_process(None).is_ok_and(|nice| nice >= BACKGROUND_NICE)
+}
+
+#[cfg(not(target_os = "linux"))]
+const fn is_background() -> bool {
+    false
+}
+
+/// To be called often, by work that may be in the background: a thread of a low priority lets others have the
+/// processor that it is on, if they wait for it. On any other thread it does nothing.
+pub fn give_way() {
+    NEXT.with(|next| {
+        let Some(due) = next.get() else { return };
+        let begun = now();
+        if begun >= due {
+            std::thread::yield_now();
+            let back = now();
+            next.set(Some(back + own_part(back - begun)));
+        }
+    });
+}
+
+/// How long to work on after others had the processor for that long.
+fn own_part(others: Duration) -> Duration {
+    others / PARTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_thread_of_a_low_priority_gives_way() {
+        let next = || NEXT.with(Cell::get);
+        give_way();
+        assert_eq!(next(), None);
+        let low = move || {
+            lower_priority();
+            let before = next();
+            give_way();
+            (before, std::thread::spawn(next).join().unwrap(), next())
+        };
+        let (before, started, after) = std::thread::spawn(low).join().unwrap();
+        assert_eq!((before.is_some(), started.is_some()), (is_background_known(), is_background_known()));
+        assert!(!is_background_known() || after > before);
+    }
+
+    const fn is_background_known() -> bool {
+        cfg!(target_os = "linux")
+    }
+
+    #[test]
+    fn others_get_nine_tenths_of_the_time() {
+        assert_eq!(own_part(Duration::from_millis(27)), Duration::from_millis(3));
+    }
+}
