@@ -87,6 +87,16 @@ impl Tail {
     }
 }
 
+/// Steps from the log that the first member lets grow between snapshots to twice that.
+const STEPS: u64 = 8;
+
+/// Each member lets its log grow by a different part of what it may, so that their snapshots fall apart: a write waits for
+/// a majority of the members, and most of these write none then.
+fn tail_max(usual: u64, voters_before: usize) -> u64 {
+    let steps = u64::try_from(voters_before).unwrap_or(u64::MAX).min(STEPS);
+    usual.saturating_add(usual / STEPS * steps)
+}
+
 /// How an empty machine is made.
 pub(crate) struct Restorer {
     pub(crate) new_store: NewStore,
@@ -104,6 +114,8 @@ pub(crate) struct Snapshots {
     metrics: Metrics,
     current: Mutex<Option<Local>>,
     tail: Arc<Tail>,
+    /// The tail after which a snapshot is taken.
+    tail_max: AtomicU64,
     due: Notify,
     newest: watch::Sender<Option<LogPosition>>,
     /// The state that would be written is in doubt.
@@ -155,6 +167,7 @@ impl Snapshots {
             metrics,
             current: Mutex::new(None),
             tail: Arc::default(),
+            tail_max: AtomicU64::new(options.snapshot_log_bytes),
             due: Notify::new(),
             newest: watch::Sender::new(None),
             suspect: AtomicBool::new(false),
@@ -238,6 +251,9 @@ impl Snapshots {
     /// `local` is verified and the newest.
     pub(super) fn published(&self, local: Local) {
         let at = local.stored.meta.last;
+        let before = local.meta.last_membership.voter_ids().filter(|voter| *voter < self.id).count();
+        let tail_max = tail_max(self.log_bytes_min.max(local.stored.file_bytes / 2), before);
+        self.tail_max.store(tail_max, Ordering::Relaxed);
         *self.current.lock() = Some(local);
         self.newest.send_replace(Some(at));
     }
@@ -261,15 +277,9 @@ impl Snapshots {
         &self.tail
     }
 
-    /// The tail of the log after which a snapshot is taken.
-    fn tail_max(&self) -> u64 {
-        let last_bytes = self.current.lock().as_ref().map_or(0, |local| local.stored.file_bytes);
-        self.log_bytes_min.max(last_bytes / 2)
-    }
-
     /// Begins a snapshot if the log has grown enough since the last.
     pub(crate) fn consider(&self) {
-        if !self.suspect.load(Ordering::SeqCst) && self.tail.since_begun() > self.tail_max() {
+        if !self.suspect.load(Ordering::SeqCst) && self.tail.since_begun() > self.tail_max.load(Ordering::Relaxed) {
             self.due.notify_one();
         }
     }
@@ -586,7 +596,8 @@ impl Stored {
     /// times what the same takes in a snapshot.
     pub(super) fn lacks_much(&self) -> bool {
         let Self::Local { snapshots, .. } = self else { return false };
-        !snapshots.suspect.load(Ordering::SeqCst) && snapshots.tail.bytes() > snapshots.tail_max() / SENT_TAIL_PART
+        !snapshots.suspect.load(Ordering::SeqCst)
+            && snapshots.tail.bytes() > snapshots.tail_max.load(Ordering::Relaxed) / SENT_TAIL_PART
     }
 
     /// Has a newer one written, if it can be soon.
@@ -630,7 +641,15 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use super::Tail;
+    use super::{Tail, tail_max};
+
+    #[test]
+    fn members_take_their_snapshots_after_logs_of_different_lengths() {
+        let of_three = [0, 1, 2].map(|before| tail_max(64 << 20, before) >> 20);
+        assert_eq!(of_three, [64, 72, 80]);
+        assert_eq!((tail_max(80, 8), tail_max(80, 1000)), (160, 160), "never more than twice as long");
+        assert_eq!(tail_max(u64::MAX, 3), u64::MAX);
+    }
 
     #[test]
     fn the_tail_is_what_no_snapshot_has() {
