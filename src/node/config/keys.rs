@@ -45,7 +45,12 @@ pub const KEYS: &[KeyDef] = &[
     key("join", "URL,…", "", "Peer URLs of members to form a cluster with, or of a cluster to join; may be repeated"),
     live("quota-bytes", "BYTES", "2GiB", "Size of live and retained data at which growth is refused"),
     live("auto-compact", "AGE|COUNT|off", "1h", "History to keep: a duration, a number of revisions, or off"),
-    key("snapshot-bytes", "BYTES", "64MiB", "Log written since the last snapshot that starts the next one"),
+    key(
+        "snapshot-bytes",
+        "BYTES",
+        "64MiB",
+        "Log since the last snapshot that starts the next; an eighth more on each further member",
+    ),
     key("value-cache-bytes", "BYTES", "512MiB", "Newest values kept in memory"),
     live("admission-bytes", "BYTES", "256MiB", "Bytes of requests and answers in flight before new ones are refused"),
     key("heartbeat", "DURATION", "100ms", "How often the leader is heard from"),
