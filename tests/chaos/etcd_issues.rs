@@ -77,7 +77,8 @@ fn issues_14685_and_20271_a_snapshot_installed_amid_maintenance_is_whole() {
         let slot = (fleet.leader().0 + 1) % 3;
         let others = [(slot + 1) % 3, (slot + 2) % 3];
         isolate(&fleet, slot, Rule::Lose);
-        for number in 0..80 {
+        // Enough for several snapshots of what is there, so that the log is purged.
+        for number in 0..160 {
             let revision = fleet.put(others[number % 2], &format!("k/{}/{round}", number % 40), &"x".repeat(2_000));
             if number % 10 == 9 {
                 let target = format!("/v1/compact?revision={revision}");
@@ -86,7 +87,7 @@ fn issues_14685_and_20271_a_snapshot_installed_amid_maintenance_is_whole() {
         }
         fleet.net.heal();
         for number in 0..30 {
-            let revision = fleet.put(others[number % 2], &format!("after/{number}/{round}"), &"x".repeat(2_000));
+            let revision = fleet.put(others[number % 2], &format!("after/{number}"), &"x".repeat(2_000));
             let target = format!("/v1/compact?revision={}", revision - 1);
             fleet.ask(others[0], "POST", &target, Duration::from_secs(5)).expect("compacted");
         }
