@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Beside a thread of the usual priority that never waits, this leaves one a tenth of a processor.
 #[cfg(target_os = "linux")]
-const BACKGROUND_NICE: i32 = 10;
+pub(super) const BACKGROUND_NICE: i32 = 10;
 
 /// Of the time, others get at most this many parts for each one of a thread that gives way: as much as by its
 /// priority. A machine without an idle moment must not keep it from its end.

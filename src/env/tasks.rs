@@ -90,6 +90,8 @@ impl TaskSet {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
+    use super::super::courtesy::BACKGROUND_NICE;
     use super::*;
 
     #[tokio::test]
@@ -99,7 +101,7 @@ mod tests {
         let before = nice();
         let within = tasks.background("low", nice).await;
         #[cfg(target_os = "linux")]
-        assert_eq!(within, Some(before.max(10)));
+        assert_eq!(within, Some(before.max(BACKGROUND_NICE)));
         assert_eq!((nice(), within.is_some()), (before, true), "nobody else does");
         assert_eq!(tasks.background("panics", || panic!("for the test")).await, None::<()>);
         let (go, wait) = std::sync::mpsc::channel::<()>();

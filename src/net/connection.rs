@@ -38,6 +38,7 @@ pub(super) struct Activity {
     write_blocked: AtomicBool,
     /// `Vanishing` in milliseconds, until the socket has taken it over; 0 is nothing.
     vanishing_ms: AtomicU32,
+    leaving: AtomicBool,
     /// Requests whose answer has not been handed over completely.
     in_flight: AtomicU32,
     /// Grows with every read and write that moved bytes.
@@ -46,7 +47,26 @@ pub(super) struct Activity {
 
 impl Activity {
     pub(super) fn head_is_open(&self) -> bool {
-        self.head_open.load(Relaxed) && !self.multiplexed.load(Relaxed)
+        self.head_open.load(Relaxed) && self.is_http1()
+    }
+
+    fn is_http1(&self) -> bool {
+        !self.multiplexed.load(Relaxed)
+    }
+
+    /// The connection is about to end.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// The client must be told by the answer that nothing follows it; HTTP/2 has a frame for that.
+    pub(super) fn answers_last(&self) -> bool {
+        self.leaving.load(Relaxed) && self.is_http1()
+    }
+
+    /// The next request may be on its way, and HTTP/1 has no way to turn it back.
+    pub(super) fn awaits_request(&self) -> bool {
+        self.is_http1() && self.in_flight.load(Relaxed) == 0
     }
 
     /// Takes effect with the next bytes that are sent.

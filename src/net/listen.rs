@@ -4,6 +4,7 @@ use super::connection::{Activity, Counted, Patience, Quiet, Socket, Vanishing};
 use super::wire::Security;
 use crate::env::TaskSet;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -39,6 +40,10 @@ const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 /// An HTTP/2 peer is asked this often whether it lives, and has this long to say so.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection that is to end waits for a request that its client may be sending just now. It is answered
+/// and told that it was the last: of one that meets a closed connection nobody would know what became of it.
+const FAREWELL: Duration = Duration::from_millis(50);
 
 /// What a listener allows its peers.
 #[derive(Debug, Clone)]
@@ -97,17 +102,18 @@ impl Listener {
         let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
         let shared =
             Arc::new(Shared { builder: builder(&limits), limits, stop: stop.clone(), cut: CancellationToken::new() });
+        // Over the cap the connection is dropped at once: a refusal the client sees beats a place in a
+        // queue that it does not.
+        let admit = |stream| {
+            if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                tasks.spawn("connection", connection(stream, slot, handler.clone(), Arc::clone(&shared)));
+            } else {
+                tracing::debug!("connection refused: as many as allowed are open");
+            }
+        };
         while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
             match accepted {
-                // Over the cap the connection is dropped at once: a refusal the client sees beats a
-                // place in a queue that it does not.
-                Ok((stream, _)) => {
-                    if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-                        tasks.spawn("connection", connection(stream, slot, handler.clone(), Arc::clone(&shared)));
-                    } else {
-                        tracing::debug!("connection refused: as many as allowed are open");
-                    }
-                }
+                Ok((stream, _)) => admit(stream),
                 Err(error) => {
                     // Out of file descriptors, most likely: accepting at once again would spin.
                     tracing::warn!(%error, "accept failed");
@@ -116,7 +122,11 @@ impl Listener {
                 }
             }
         }
-        drop(self.socket);
+        // The kernel has let these in, and their clients may have sent something.
+        if let Ok(socket) = self.socket.into_std() {
+            let waiting = std::iter::from_fn(|| socket.accept().ok()).take(BACKLOG as usize);
+            waiting.filter_map(|(stream, _)| from_std(stream).ok()).for_each(admit);
+        }
         let closed = slots.acquire_many(all);
         if tokio::time::timeout(drain, closed).await.is_err() {
             tracing::warn!("cutting connections whose requests did not end in time");
@@ -125,6 +135,11 @@ impl Listener {
             drop(slots.acquire_many(all).await);
         }
     }
+}
+
+fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
 }
 
 struct Shared {
@@ -175,7 +190,10 @@ where
         let answer = handler(request);
         let activity = Arc::clone(&for_requests);
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
+            if activity.answers_last() {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if let Some(vanishing) = answer.extensions().get::<Vanishing>() {
                 activity.notice_within(*vanishing);
             }
@@ -188,13 +206,17 @@ where
     let mut watch = Watch { quiet: Quiet::default(), patience, head: None, tick: Box::pin(sleep(TICK)) };
     let mut stopping = pin!(shared.stop.cancelled());
     let mut cut = pin!(shared.cut.cancelled());
-    let mut draining = false;
+    let (mut farewell, mut draining) = (None, false);
     poll_fn(|cx| {
         if !draining && stopping.as_mut().poll(cx).is_ready() {
-            draining = true;
-            serving.as_mut().graceful_shutdown();
+            activity.leave();
+            let farewell = farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL)));
+            if !activity.awaits_request() || farewell.as_mut().poll(cx).is_ready() {
+                draining = true;
+                serving.as_mut().graceful_shutdown();
+            }
         }
-        if draining && cut.as_mut().poll(cx).is_ready() {
+        if farewell.is_some() && cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
         if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
@@ -250,5 +272,84 @@ impl Watch {
             self.tick = Box::pin(sleep(TICK));
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const LONG: Duration = Duration::from_secs(3_600);
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+
+    struct Served {
+        address: SocketAddr,
+        stop: CancellationToken,
+        tasks: TaskSet,
+    }
+
+    async fn serve() -> Served {
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let (address, stop, tasks) = (listener.address(), CancellationToken::new(), TaskSet::new());
+        let limits = Limits {
+            connections_max: 10,
+            head_bytes_max: 16 << 10,
+            headers_max: 10,
+            head_timeout: LONG,
+            idle_timeout: LONG,
+            stall_timeout: LONG,
+        };
+        let handler = |_| async { Response::new(Full::new(Bytes::from_static(b"answered"))) };
+        tasks.spawn("listener", listener.serve(handler, limits, tasks.clone(), stop.clone(), LONG));
+        Served { address, stop, tasks }
+    }
+
+    async fn ask(client: &mut TcpStream) -> String {
+        client.write_all(REQUEST).await.unwrap();
+        let mut answer = String::new();
+        while !answer.ends_with("answered") {
+            let mut piece = [0; 1_024];
+            let length = client.read(&mut piece).await.unwrap();
+            assert!(length > 0, "it ended after {answer:?}");
+            answer.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+        }
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_meets_the_end_is_answered_and_told_that_it_was_the_last() {
+        let served = serve().await;
+        let mut kept = TcpStream::connect(served.address).await.unwrap();
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        assert!(!ask(&mut kept).await.contains("connection: close"));
+        // Simulated time stands still while there is work.
+        let busy = TaskSet::new();
+        busy.spawn_until_stop("busy", async {
+            loop {
+                tokio::task::yield_now().await;
+            }
+        });
+        served.stop.cancel();
+        assert!(ask(&mut kept).await.contains("connection: close"));
+        assert_eq!(kept.read(&mut [0]).await.unwrap(), 0);
+        assert!(busy.stop(LONG).await);
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "who asks nothing is not waited for");
+        assert!(served.tasks.stop(LONG).await);
+    }
+
+    #[tokio::test]
+    async fn who_was_let_in_by_the_kernel_is_answered() {
+        let served = serve().await;
+        // On this one thread nothing is accepted before the next wait.
+        let waiting: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(served.address).unwrap()).collect();
+        served.stop.cancel();
+        for client in waiting {
+            let mut client = from_std(client).unwrap();
+            assert!(ask(&mut client).await.contains("connection: close"));
+        }
+        assert!(served.tasks.stop(LONG).await);
     }
 }

@@ -379,7 +379,7 @@ async fn until_told(
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
     // While everything still runs: what comes meanwhile is forwarded to the new leader.
-    consensus.resign().await;
+    consensus.hand_over().await;
     closing.cancel();
     // Waits and streams end at once; requests that write or read get their answer.
     tasks.stopping().cancel();

@@ -36,8 +36,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(8);
 pub(crate) trait Log: Send + Sync + 'static {
     /// Hands a batch over; `answer` is called once, or dropped if Raft ends.
     fn write(&self, batch: LogBatch, answer: Callback<ClientWriteResult<Types>>) -> impl Future<Output = ()> + Send;
-    /// The current term and the log time of the newest applied entry.
-    fn term_and_time(&self) -> (u64, u64);
+    /// The log time of the newest applied entry.
+    fn applied_ms(&self) -> u64;
     /// What the wall clocks of a quorum agree on, this member's being `own_ms`.
     fn agreed_wall_ms(&self, own_ms: u64) -> impl Future<Output = Option<u64>> + Send;
     /// Where a batch is to go now.
@@ -54,7 +54,10 @@ pub(crate) trait Log: Send + Sync + 'static {
 /// Who may append, as far as this member knows.
 #[derive(Debug, Clone)]
 pub(crate) enum Route {
-    Here,
+    /// This member leads in `term`.
+    Here {
+        term: u64,
+    },
     To(Peer),
     Nowhere,
 }
@@ -96,6 +99,13 @@ impl Batcher {
         };
         tasks.spawn_until_stop("batcher", worker.run());
         Self { queue, clock, metrics }
+    }
+
+    /// Refuses what comes from now on and what waits, and lets what is under way come to its end, at most `within`.
+    pub(crate) async fn drain(&self, within: Duration) {
+        self.queue.close();
+        // What is late is answered by who ends Raft.
+        drop(tokio::time::timeout(within, self.queue.landed()).await);
     }
 
     /// Proposes, and waits for the outcome at most `timeout` from now.
@@ -211,31 +221,30 @@ impl<L: Log> Worker<L> {
         for item in items {
             if item.deadline <= now {
                 item.ticket.answer(Err(Failure::not_proposed(self.queue.blame())));
-            } else if item.forwarded && !matches!(route, Route::Here) {
+            } else if item.forwarded && !matches!(route, Route::Here { .. }) {
                 item.ticket.answer(Err(Failure::not_proposed(Why::NoLeader)));
-            } else if item.ticket.claim() {
+            } else {
                 live.push(item);
             }
         }
-        if live.is_empty() {
-            return;
-        }
         match route {
-            Route::Here => self.append(live, flight, attempt, now).await,
+            Route::Here { term } => self.append(live, flight, attempt, now, term).await,
             Route::To(leader) => self.forward(live, flight, attempt, now, leader),
             Route::Nowhere => put_back(live, flight, attempt, &self.refuse),
         }
     }
 
-    async fn append(&mut self, live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration) {
-        let (term, applied_ms) = self.log.term_and_time();
-        let wall_ms = self.clock.wall_ms();
+    async fn append(&mut self, mut live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration, term: u64) {
+        let (applied_ms, wall_ms) = (self.log.applied_ms(), self.clock.wall_ms());
         let target_ms = if self.log_clock.begins(term) {
             // Without a quorum's word there is no step, only the slew from here on.
             self.log.agreed_wall_ms(wall_ms).await.unwrap_or(applied_ms)
         } else {
             wall_ms
         };
+        if !claim(&mut live) {
+            return;
+        }
         let at = self.log_clock.stamp(term, applied_ms, now, target_ms);
         let bytes = match encode_batch(at, wall_ms, &live) {
             Ok(bytes) => bytes,
@@ -248,7 +257,10 @@ impl<L: Log> Worker<L> {
         self.log.write(LogBatch { bytes: bytes.into() }, answer).await;
     }
 
-    fn forward(&self, live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration, leader: Peer) {
+    fn forward(&self, mut live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration, leader: Peer) {
+        if !claim(&mut live) {
+            return;
+        }
         let longest = live.iter().map(|item| item.deadline.saturating_sub(now)).max().unwrap_or_default();
         let batch = live.iter().map(|item| Forwarded {
             remaining_ms: u64::try_from(item.deadline.saturating_sub(now).as_millis()).unwrap_or(u64::MAX),
@@ -286,8 +298,17 @@ impl<L: Log> Worker<L> {
     }
 }
 
+/// Marks what is handed to Raft next, or sent: from here on it may happen. False if nobody waits any more.
+fn claim(items: &mut Vec<Queued>) -> bool {
+    items.retain(|item| item.ticket.claim());
+    !items.is_empty()
+}
+
 /// Returns a batch that was certainly not appended.
 fn put_back(items: Vec<Queued>, flight: Flight, attempt: u32, refuse: &mpsc::Sender<Refused>) {
+    if items.is_empty() {
+        return;
+    }
     for item in &items {
         item.ticket.unclaim();
     }
@@ -307,9 +328,7 @@ fn deliver(items: Vec<Queued>, answers: Vec<Answer>, flight: Flight, attempt: u3
             answer => item.ticket.answer(answer),
         }
     }
-    if !back.is_empty() {
-        put_back(back, flight, attempt, refuse);
-    }
+    put_back(back, flight, attempt, refuse);
 }
 
 /// Exactly the bytes that `codec::encode` gives for a `Batch` of these proposals: in postcard a

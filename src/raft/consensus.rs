@@ -41,6 +41,8 @@ use tokio::sync::watch;
 const BARRIER_PATIENCE: u32 = 4;
 /// How many of the longest election timeouts a leader may be silent before it is not counted on.
 const LEADER_SILENCE: u32 = 2;
+/// How long tasks that were told to end may take to.
+const ENDED: Duration = Duration::from_secs(1);
 /// Before a question to the leader is asked again, because none was there.
 const ASK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -183,6 +185,8 @@ struct Inner {
     wal: Wal,
     metrics: Metrics,
     tasks: TaskSet,
+    /// The batcher and the barriers. Requests are answered until the end, so they outlast `tasks`.
+    answering: TaskSet,
     #[cfg(feature = "mutants")]
     lease_until_ms: AtomicU64,
 }
@@ -236,10 +240,11 @@ impl Consensus {
         let (raft_of, server) = (raft.clone(), raft.server_metrics());
         let link = Arc::new(Link { id, raft: raft_of, server, applier: applying, log, transport, heard, agreement });
         link.elect_if_alone().await;
-        let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &tasks);
+        let answering = TaskSet::new();
+        let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &answering);
         let patience = BARRIER_PATIENCE * options.election_max;
-        let barrier = Barrier::start(link.clone(), patience, &tasks);
-        let remote_barrier = Barrier::start(Arc::new(Remote(link.clone())), patience, &tasks);
+        let barrier = Barrier::start(link.clone(), patience, &answering);
+        let remote_barrier = Barrier::start(Arc::new(Remote(link.clone())), patience, &answering);
         let recovered = spawn_recovery(&raft, &tasks);
         tasks.spawn_until_stop("trimmer", trimmer::run(applier, clock, tasks.clone()));
         tasks.spawn_until_stop("snapshot keeper", snapshots.clone().keep(raft.clone()));
@@ -266,6 +271,7 @@ impl Consensus {
             wal,
             metrics,
             tasks,
+            answering,
             #[cfg(feature = "mutants")]
             lease_until_ms: AtomicU64::new(0),
         }));
@@ -363,7 +369,7 @@ impl Consensus {
         let asking = async {
             loop {
                 let failure = match self.0.link.route() {
-                    Route::Here => self.answer_question(question.clone(), timeout).await,
+                    Route::Here { .. } => self.answer_question(question.clone(), timeout).await,
                     Route::To(leader) => self.0.link.ask(leader, question.clone(), timeout).await,
                     Route::Nowhere => Err(Failure::not_proposed(Why::NoLeader)),
                 };
@@ -544,12 +550,14 @@ impl Consensus {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
     }
 
-    /// Resigns, then ends Raft and closes the log. Proposals on their way end as unknown.
+    /// Hands leadership over, lets the proposals on their way come to their end, then ends Raft and closes the log. What a quorum
+    /// does not settle within an election timeout ends as unknown.
     pub async fn shutdown(&self) {
-        self.resign().await;
-        let link = &self.0.link;
+        self.hand_over().await;
+        self.0.batcher.drain(self.0.options.election_max).await;
         self.0.ending.store(true, Ordering::SeqCst);
-        drop(link.raft.shutdown().await);
+        drop(self.0.link.raft.shutdown().await);
+        self.0.answering.stop(ENDED).await;
         let wal = self.0.wal.clone();
         self.0.tasks.blocking(move || wal.close()).await;
     }

@@ -118,7 +118,7 @@ impl Link {
 impl Consensus {
     /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it. `true`: it
     /// was taken.
-    pub(super) async fn hand_over(&self) -> bool {
+    pub async fn hand_over(&self) -> bool {
         let (link, options) = (self.link(), self.options());
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
@@ -132,18 +132,6 @@ impl Consensus {
             link.take_back(heir).await;
         }
         false
-    }
-
-    /// Hands leadership over, before the end. If that was taken, waits for at most an election timeout until this
-    /// member has applied what it proposed while it led: who leads now commits it, and whoever waits for it is
-    /// told so instead of that it is unknown.
-    pub async fn resign(&self) {
-        let link = self.link();
-        if self.hand_over().await
-            && let Some(last) = link.log.last()
-        {
-            drop(tokio::time::timeout(self.options().election_max, link.applied(last.index)).await);
-        }
     }
 
     /// Moves leadership to `to`, or leaves it where it is.

@@ -109,7 +109,7 @@ impl Link {
     pub(super) fn route(&self) -> Route {
         let server = self.server.borrow_watched();
         if server.state == ServerState::Leader {
-            return Route::Here;
+            return Route::Here { term: server.vote.leader_id.term };
         }
         let Some(id) = server.current_leader.filter(|leader| *leader != self.id) else { return Route::Nowhere };
         // One that hangs or is cut off would keep what it is sent, and its fate would be unknown.
@@ -173,9 +173,8 @@ impl batcher::Log for Link {
         drop(self.raft.client_write_ff(batch, Some(answer)).await);
     }
 
-    fn term_and_time(&self) -> (u64, u64) {
-        let term = self.raft.metrics().borrow_watched().current_term;
-        (term, self.applier.progress().now_ms)
+    fn applied_ms(&self) -> u64 {
+        self.applier.progress().now_ms
     }
 
     async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
@@ -246,7 +245,7 @@ impl ReadIndex for Remote {
     async fn confirm(&self) -> Result<u64, Failure> {
         let index = match self.0.route() {
             // It has become the leader since it was asked.
-            Route::Here => self.0.read_index().await?,
+            Route::Here { .. } => self.0.read_index().await?,
             Route::To(leader) => {
                 let question = Call::ReadIndex { remaining_ms: millis(READ_INDEX) };
                 // A read index that is lost on its way changes nothing: it can be asked for again.

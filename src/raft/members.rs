@@ -122,7 +122,7 @@ impl Consensus {
         let asking = async {
             loop {
                 let asked = match self.link().route() {
-                    Route::Here => self.change_here(change.clone(), timeout).await,
+                    Route::Here { .. } => self.change_here(change.clone(), timeout).await,
                     Route::To(leader) => {
                         let question = Call::Change { change: change.clone(), remaining_ms: millis(timeout) };
                         // With the proposals, none of which may arrive twice.

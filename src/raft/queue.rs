@@ -31,6 +31,8 @@ pub(crate) struct Queued {
 pub(crate) struct Queue {
     state: Mutex<State>,
     ready: Notify,
+    /// Nothing is in flight any more.
+    landed: Notify,
     /// The last batch was refused, for want of a leader.
     refused: AtomicBool,
 }
@@ -122,6 +124,17 @@ impl Queue {
         if self.refused.load(Ordering::Relaxed) { Why::NoLeader } else { Why::Timeout }
     }
 
+    /// Waits until nothing is in flight.
+    pub(crate) async fn landed(&self) {
+        loop {
+            let landed = self.landed.notified();
+            if self.state.lock().batches_in_flight == 0 {
+                return;
+            }
+            landed.await;
+        }
+    }
+
     /// Refuses all that comes and drops all that waits.
     pub(crate) fn close(&self) {
         let waiting = {
@@ -145,10 +158,13 @@ impl Drop for Flight {
         let mut state = self.queue.state.lock();
         state.batches_in_flight -= 1;
         state.proposals_in_flight -= self.proposals;
-        let ready = state.is_ready();
+        let (ready, landed) = (state.is_ready(), state.batches_in_flight == 0);
         drop(state);
         if ready {
             self.queue.ready.notify_one();
+        }
+        if landed {
+            self.queue.landed.notify_waiters();
         }
     }
 }

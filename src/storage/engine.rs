@@ -1,6 +1,6 @@
 //! The engine under the history: one trait, two implementations here (`sled`, `memory`); another, which is only
-//! read from, belongs to those who know what an image looks like. It only ever takes in; space comes back by dropping the whole of it. Nothing here is durable across a crash,
-//! and nothing needs to be.
+//! read from, belongs to those who know what an image looks like. It only ever takes in; space comes back by
+//! dropping the whole of it. Nothing here is durable across a crash, and nothing needs to be.
 
 use crate::model::Fault;
 use bytes::Bytes;

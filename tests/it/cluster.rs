@@ -1,11 +1,11 @@
 //! Clusters of real processes: what survives the loss of a member, and what an operator does to them.
 
 use crate::support::eventually;
-use crate::support::members::{Cluster, Outcome};
+use crate::support::members::{Cluster, NO_ANSWER, Outcome};
 use reqwest::StatusCode;
 use serde_json::Value;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -13,15 +13,17 @@ const LONG: Duration = Duration::from_secs(60);
 /// Writers that note what became of each write, until they are told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
     writers: Vec<tokio::task::JoinHandle<Vec<(String, Outcome, Duration)>>>,
 }
 
 impl Load {
     /// One writer through each of these members.
     fn start(cluster: &Cluster, through: &[usize], tag: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let writers = through.iter().map(|&member| {
-            let (stop, client, tag) = (stop.clone(), cluster.client(member), format!("{tag}-{member}"));
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let writers = through.iter().enumerate().map(|(at, &member)| {
+            let (stop, done) = (stop.clone(), done.clone());
+            let (client, tag) = (cluster.client(member), format!("{tag}-{at}-{member}"));
             tokio::spawn(async move {
                 let mut seen = Vec::new();
                 for i in 0.. {
@@ -31,13 +33,25 @@ impl Load {
                     let key = format!("{tag}-{i}");
                     let began = Instant::now();
                     let outcome = client.put(&key, "v").await;
+                    match outcome {
+                        Outcome::Done => {
+                            done.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Outcome::NotDone(_) | Outcome::Unknown(_) => {
+                            tokio::time::sleep(Duration::from_millis(10)).await
+                        }
+                    }
                     seen.push((key, outcome, began.elapsed()));
                 }
                 seen
             })
         });
         let writers = writers.collect();
-        Self { stop, writers }
+        Self { stop, done, writers }
+    }
+
+    async fn has_done(&self, some: usize) {
+        eventually("writes are done", LONG, async || self.done.load(Ordering::SeqCst) >= some).await;
     }
 
     async fn end(self) -> Vec<(String, Outcome, Duration)> {
@@ -142,6 +156,25 @@ async fn a_planned_stop_of_the_leader_fails_no_write_of_the_others() {
     cluster.restart(leader).await;
     holds(&cluster, leader, &writes).await;
     cluster.one_hash(&[0, 1, 2]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_stop_leaves_no_write_in_doubt_that_the_stopping_member_answers() {
+    const WRITERS: usize = 8;
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    for stopping in [leader, (leader + 1) % 3] {
+        let load = Load::start(&cluster, &[stopping; WRITERS], &format!("stopped-{stopping}"));
+        load.has_done(20 * WRITERS).await;
+        cluster.terminate(stopping).await;
+        let writes = load.end().await;
+        let is_in_doubt = |outcome: &Outcome| matches!(outcome, Outcome::Unknown(why) if !why.starts_with(NO_ANSWER));
+        let in_doubt: Vec<_> = writes.iter().filter(|(_, outcome, _)| is_in_doubt(outcome)).collect();
+        assert!(in_doubt.is_empty(), "{in_doubt:?}");
+        cluster.restart(stopping).await;
+        holds(&cluster, stopping, &writes).await;
+    }
     cluster.stop().await;
 }
 

@@ -121,7 +121,7 @@ impl Nemesis {
             Fault::Isolate | Fault::OneWay | Fault::Split | Fault::Slow => return self.divide(fault, victim, world),
             Fault::Transfer => {
                 let home = world.net().home(victim)?;
-                home.runtime.clone().spawn(async move { home.consensus.resign().await });
+                home.runtime.clone().spawn(async move { home.consensus.hand_over().await });
             }
             Fault::Membership => world.request_change(),
         }

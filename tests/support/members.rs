@@ -17,6 +17,9 @@ const LONG: Duration = Duration::from_secs(60);
 /// Lines of each member's log in a failure's report.
 const LOG_LINES: usize = 25;
 
+/// Begins what is said of a write that was not answered at all.
+pub(crate) const NO_ANSWER: &str = "no answer";
+
 /// What a client knows of its write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -49,7 +52,7 @@ impl Client {
         let answer = match self.try_answer("PUT", &format!("/v1/kv/{key}"), value).await {
             Ok(answer) => answer,
             Err(error) if error.is_connect() => return Outcome::NotDone(error.to_string()),
-            Err(error) => return Outcome::Unknown(error.to_string()),
+            Err(error) => return Outcome::Unknown(format!("{NO_ANSWER}: {error:?}")),
         };
         let status = answer.status();
         if status.is_success() {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, oneshot, watch};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -26,6 +27,8 @@ struct Held {
     writes: Mutex<VecDeque<Write>>,
     came: Notify,
     elsewhere: Mutex<Option<Route>>,
+    /// The other members do not tell their wall clocks.
+    silent: AtomicBool,
     forwards: Mutex<VecDeque<Forward>>,
 }
 
@@ -35,16 +38,19 @@ impl Log for Held {
         self.came.notify_one();
     }
 
-    fn term_and_time(&self) -> (u64, u64) {
-        (1, 0)
+    fn applied_ms(&self) -> u64 {
+        0
     }
 
     async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         Some(own_ms)
     }
 
     fn route(&self) -> Route {
-        self.elsewhere.lock().clone().unwrap_or(Route::Here)
+        self.elsewhere.lock().clone().unwrap_or(Route::Here { term: 1 })
     }
 
     async fn forward(&self, _: Peer, batch: Vec<Forwarded>, _: Duration) -> Result<Vec<Answer>, TransportError> {
@@ -389,6 +395,57 @@ async fn a_stop_ends_what_is_queued_as_not_proposed() {
     }
     bench.tasks.stopping().cancel();
     assert_eq!(unavailable(queued.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_what_is_under_way_and_refuses_the_rest() {
+    let bench = Bench::new();
+    let (one, two) = (bench.propose(1, LONG), bench.propose(2, LONG));
+    let held = [bench.log.next().await];
+    let queued = bench.propose(4, LONG);
+    let batcher = bench.batcher.clone();
+    let drained = batcher.drain(LONG);
+    tokio::pin!(drained);
+    assert!(futures_util::poll!(&mut drained).is_pending());
+    let refused = (Why::ShuttingDown, Outcome::NotProposed);
+    assert_eq!(unavailable(queued.await.unwrap()), refused);
+    assert_eq!(unavailable(bench.propose(5, LONG).await.unwrap()), refused);
+    assert!(futures_util::poll!(&mut drained).is_pending());
+    for write in held {
+        refuse(write, None);
+    }
+    // Still under way, on another way.
+    accept(bench.log.next().await);
+    drained.await;
+    assert_eq!(quota_of(&one.await.unwrap()), 1);
+    assert_eq!(quota_of(&two.await.unwrap()), 2);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_bounded() {
+    let bench = Bench::new();
+    let _one = bench.propose(1, LONG);
+    let _held = bench.log.next().await;
+    let begun = tokio::time::Instant::now();
+    bench.batcher.drain(Duration::from_secs(3)).await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_the_wall_clocks_is_not_proposed_yet() {
+    let bench = Bench::new();
+    bench.log.silent.store(true, Ordering::Relaxed);
+    let answer = bench.propose(1, Duration::from_millis(50));
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::Timeout, Outcome::NotProposed));
+    let (late, _later) = (bench.propose(2, LONG), bench.propose(3, LONG));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    bench.tasks.stopping().cancel();
+    assert_eq!(unavailable(late.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
+    assert!(bench.log.writes.lock().is_empty());
 }
 
 proptest! {
