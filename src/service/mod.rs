@@ -216,9 +216,6 @@ impl Service {
         command: Command,
         idempotency: Option<Idempotency>,
     ) -> Result<Answer<Reply>, Failure> {
-        if self.stopping().is_cancelled() {
-            return Err(Failure::not_proposed(Why::ShuttingDown));
-        }
         let command = match context.fences.is_empty() {
             true => command,
             false => Command::Fenced { fences: context.fences.clone(), command: Box::new(command) },
