@@ -73,7 +73,8 @@ simulated WatchResumesTwice watch
 simulated WatchSkipsCompacted watch
 simulated WatchSplitsRevision watch
 simulated BookmarkAhead watch
-simulated RequestIdForgotten 'exactly once'
+# What is done twice shows in a value that is read as in a count.
+simulated RequestIdForgotten 'exactly once|writes'
 simulated NewLeaderCutsLeases leases
 simulated KeepAliveWithoutQuorum leases
 simulated SnapshotForgetsRequests

@@ -550,8 +550,8 @@ impl Consensus {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
     }
 
-    /// Hands leadership over, lets the proposals on their way come to their end, then ends Raft and closes the log. What a quorum
-    /// does not settle within an election timeout ends as unknown.
+    /// Hands leadership over, lets the proposals on their way come to their end, then ends Raft and closes the log.
+    /// What a quorum does not settle within an election timeout ends as unknown.
     pub async fn shutdown(&self) {
         self.hand_over().await;
         self.0.batcher.drain(self.0.options.election_max).await;

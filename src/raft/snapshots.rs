@@ -90,8 +90,8 @@ impl Tail {
 /// Steps from the log that the first member lets grow between snapshots to twice that.
 const STEPS: u64 = 8;
 
-/// Each member lets its log grow by a different part of what it may, so that their snapshots fall apart: a write waits for
-/// a majority of the members, and most of these write none then.
+/// Each member lets its log grow by a different part of what it may, so that their snapshots fall apart: a write
+/// waits for a majority of the members, and most of these write none then.
 fn tail_max(usual: u64, voters_before: usize) -> u64 {
     let steps = u64::try_from(voters_before).unwrap_or(u64::MAX).min(STEPS);
     usual.saturating_add(usual / STEPS * steps)
