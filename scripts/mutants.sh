@@ -73,7 +73,7 @@ simulated WatchResumesTwice watch
 simulated WatchSkipsCompacted watch
 simulated WatchSplitsRevision watch
 simulated BookmarkAhead watch
-# What is done twice shows in a value that is read as in a count.
+# What is done twice shows in what was written as well as in a count.
 simulated RequestIdForgotten 'exactly once|writes'
 simulated NewLeaderCutsLeases leases
 simulated KeepAliveWithoutQuorum leases
