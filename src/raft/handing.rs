@@ -116,22 +116,20 @@ impl Link {
 }
 
 impl Consensus {
-    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it. `true`: it
-    /// was taken.
-    pub async fn hand_over(&self) -> bool {
+    /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
+    pub async fn hand_over(&self) {
         let (link, options) = (self.link(), self.options());
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
             asked = Some(heir);
             if link.pass_to(heir, options.election_max).await == Passed::Taken {
-                return true;
+                return;
             }
             tracing::warn!(heir = format!("{heir:x}"), "the lead was offered and not taken");
         }
         if let Some(heir) = asked {
             link.take_back(heir).await;
         }
-        false
     }
 
     /// Moves leadership to `to`, or leaves it where it is.

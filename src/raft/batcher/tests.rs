@@ -115,6 +115,13 @@ impl Bench {
     }
 }
 
+/// Has all tasks go as far as they can.
+async fn others_run() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn quota(bytes: u64) -> Proposal {
     Proposal { caller: Caller::default(), idempotency: None, command: Command::SetQuota { bytes } }
 }
@@ -165,9 +172,7 @@ async fn each_proposal_gets_its_own_outcome_and_batches_grow_under_load() {
     let second_write = bench.log.next().await;
     assert_eq!((first_write.0.proposals.len(), second_write.0.proposals.len()), (1, 1), "a lone writer does not wait");
     let rest: Vec<_> = (3..300).map(|bytes| bench.propose(bytes, LONG)).collect();
-    for _ in 0..1_000 {
-        tokio::task::yield_now().await;
-    }
+    others_run().await;
     assert!(bench.log.writes.lock().is_empty(), "two are in flight");
     accept(second_write);
     let third_write = bench.log.next().await;
@@ -251,9 +256,7 @@ async fn a_batch_goes_to_another_leader_as_one_message() {
     let two = bench.propose(2, LONG);
     let held_too = bench.log.next_forward().await;
     let rest: Vec<_> = (3..6).map(|bytes| bench.propose(bytes, LONG)).collect();
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    others_run().await;
     held.1.send(Err(TransportError::Failed("gone".into()))).unwrap();
     held_too.1.send(Err(TransportError::Failed("gone".into()))).unwrap();
     assert_eq!(unavailable(one.await.unwrap()), (Why::NoLeader, Outcome::Unknown), "it was sent");
@@ -390,9 +393,7 @@ async fn a_stop_ends_what_is_queued_as_not_proposed() {
     let _two = bench.propose(2, LONG);
     let _held_too = bench.log.next().await;
     let queued = bench.propose(4, LONG);
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    others_run().await;
     bench.tasks.stopping().cancel();
     assert_eq!(unavailable(queued.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
 }
@@ -401,7 +402,7 @@ async fn a_stop_ends_what_is_queued_as_not_proposed() {
 async fn a_drain_waits_for_what_is_under_way_and_refuses_the_rest() {
     let bench = Bench::new();
     let (one, two) = (bench.propose(1, LONG), bench.propose(2, LONG));
-    let held = [bench.log.next().await];
+    let held = bench.log.next().await;
     let queued = bench.propose(4, LONG);
     let batcher = bench.batcher.clone();
     let drained = batcher.drain(LONG);
@@ -411,9 +412,7 @@ async fn a_drain_waits_for_what_is_under_way_and_refuses_the_rest() {
     assert_eq!(unavailable(queued.await.unwrap()), refused);
     assert_eq!(unavailable(bench.propose(5, LONG).await.unwrap()), refused);
     assert!(futures_util::poll!(&mut drained).is_pending());
-    for write in held {
-        refuse(write, None);
-    }
+    refuse(held, None);
     // Still under way, on another way.
     accept(bench.log.next().await);
     drained.await;
@@ -440,9 +439,7 @@ async fn what_waits_for_the_wall_clocks_is_not_proposed_yet() {
     let answer = bench.propose(1, Duration::from_millis(50));
     assert_eq!(unavailable(answer.await.unwrap()), (Why::Timeout, Outcome::NotProposed));
     let (late, _later) = (bench.propose(2, LONG), bench.propose(3, LONG));
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    others_run().await;
     bench.tasks.stopping().cancel();
     assert_eq!(unavailable(late.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
     assert!(bench.log.writes.lock().is_empty());
