@@ -65,8 +65,9 @@ launch() {
     local n=$1 bin=$2 count
     count=$(cat "$local/count")
     mkdir -p "$local/n$n"
+    # What is said to this script is no setting of the member.
     # shellcheck disable=SC2086
-    "$bin" serve --name "n$n" --data-dir "$local/n$n/data" \
+    env -u TENURE_BIN -u TENURE_LOCAL -u TENURE_SERVE_ARGS "$bin" serve --name "n$n" --data-dir "$local/n$n/data" \
         --listen-client "$(client "$n")" --listen-peer "$(peer "$n")" \
         --initial-cluster "$(members "$count")" ${TENURE_SERVE_ARGS:-} >>"$local/n$n/log" 2>&1 &
     echo $! >"$local/n$n/pid"

@@ -84,7 +84,7 @@ impl Listener {
     }
 
     /// Accepts until `stop` is cancelled, then lets open requests end for at most `drain`, then cuts
-    /// what is left. Returns when every connection is closed.
+    /// what is left. Returns when every connection is closed, and whether none had to be cut.
     pub async fn serve<H, F, B>(
         self,
         handler: H,
@@ -92,7 +92,8 @@ impl Listener {
         tasks: TaskSet,
         stop: CancellationToken,
         drain: Duration,
-    ) where
+    ) -> bool
+    where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = hyper::body::Bytes> + Unpin + Send + 'static,
@@ -128,12 +129,13 @@ impl Listener {
             waiting.filter_map(|(stream, _)| from_std(stream).ok()).for_each(admit);
         }
         let closed = slots.acquire_many(all);
-        if tokio::time::timeout(drain, closed).await.is_err() {
-            tracing::warn!("cutting connections whose requests did not end in time");
+        let in_time = tokio::time::timeout(drain, closed).await.is_ok();
+        if !in_time {
             shared.cut.cancel();
             // The tasks end at their next poll; an error is impossible, as nobody closes the semaphore.
             drop(slots.acquire_many(all).await);
         }
+        in_time
     }
 }
 
@@ -279,6 +281,7 @@ impl Watch {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use futures_util::FutureExt;
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -303,7 +306,8 @@ mod tests {
             stall_timeout: LONG,
         };
         let handler = |_| async { Response::new(Full::new(Bytes::from_static(b"answered"))) };
-        tasks.spawn("listener", listener.serve(handler, limits, tasks.clone(), stop.clone(), LONG));
+        let serving = listener.serve(handler, limits, tasks.clone(), stop.clone(), LONG);
+        tasks.spawn("listener", serving.map(drop));
         Served { address, stop, tasks }
     }
 

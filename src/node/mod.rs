@@ -367,7 +367,12 @@ async fn until_told(
     let connections = TaskSet::new();
     let drain = within * DRAIN_PERCENT / 100;
     let handler = api::handler(Arc::new(state));
-    let mut serving = Box::pin(listener.serve(handler, limits, connections.clone(), closing.clone(), drain));
+    let serving = listener.serve(handler, limits, connections.clone(), closing.clone(), drain);
+    let mut serving = Box::pin(async {
+        if !serving.await {
+            tracing::warn!("connections were cut whose requests did not end in time");
+        }
+    });
     let mut removed = false;
     tokio::select! {
         () = &mut serving => {}
@@ -379,13 +384,19 @@ async fn until_told(
         _ = interrupt.recv() => tracing::info!("interrupted: shutting down"),
     }
     // While everything still runs: what comes meanwhile is forwarded to the new leader.
-    consensus.hand_over().await;
+    consensus.leave().await;
     closing.cancel();
     // Waits and streams end at once; requests that write or read get their answer.
     tasks.stopping().cancel();
     let ended = async {
-        serving.await;
-        consensus.shutdown().await;
+        tokio::select! {
+            () = &mut serving => consensus.shutdown().await,
+            // Then open requests wait for nothing, and are answered by the end of what they wait at.
+            () = consensus.forsaken() => {
+                consensus.shutdown().await;
+                serving.await;
+            }
+        }
         tasks.stop(within).await
     };
     tokio::select! {

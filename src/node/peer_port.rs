@@ -10,6 +10,7 @@ use crate::model::limits;
 use crate::net::{Limits, Listener};
 use crate::peer::Door;
 use crate::raft::Consensus;
+use futures_util::FutureExt;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +72,8 @@ impl PeerPort {
         };
         let handler = move |request| door.clone().handle(request);
         let serving = listener.serve(handler, limits, tasks.clone(), closing.clone(), DRAIN);
-        tasks.spawn("peer port", serving);
+        // Peers keep their streams open until then.
+        tasks.spawn("peer port", serving.map(drop));
         Serving { failed: None, closing, tasks }
     }
 }

@@ -6,9 +6,9 @@ use crate::model::limits;
 use crate::net::{Limits, Listener, Security};
 use crate::raft::{Lane, Member, MemberId, Peer, Transport, TransportError};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -99,7 +99,8 @@ impl There {
         };
         let for_requests = door.clone();
         let handler = move |request| for_requests.clone().handle(request);
-        tasks.spawn("door", listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO));
+        let serving = listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO);
+        tasks.spawn("door", serving.map(drop));
         Self { address, url, echo: Arc::new(Echo::default()), door, closing, tasks }
     }
 
@@ -376,7 +377,8 @@ async fn a_port_that_is_not_a_member_s_is_told_apart() {
         *answer.status_mut() = tonic::codegen::http::StatusCode::NOT_FOUND;
         answer
     };
-    tasks.spawn("another port", listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO));
+    let serving = listener.serve(handler, limits, tasks.clone(), closing.clone(), Duration::ZERO);
+    tasks.spawn("another port", serving.map(drop));
     let member = Member { peer_url: url.clone(), ..Member::default() };
     match call(N1, Peer { id: 2, member }, "hello").await {
         Err(TransportError::Unreachable(why)) => assert!(why.contains("a client port"), "{why}"),

@@ -38,6 +38,12 @@ struct Round {
 }
 
 impl Round {
+    fn settle(&self, result: Result<u64, Failure>) {
+        // Only who makes the rounds does this, once each.
+        drop(self.result.set(result));
+        self.done.notify_waiters();
+    }
+
     async fn wait(&self) -> Result<u64, Failure> {
         let done = self.done.notified();
         tokio::pin!(done);
@@ -47,7 +53,7 @@ impl Round {
             return result.clone();
         }
         done.await;
-        self.result.get().cloned().unwrap_or(Err(Failure::not_proposed(Why::ShuttingDown)))
+        self.result.get().cloned().unwrap_or(Err(shutting_down()))
     }
 }
 
@@ -66,19 +72,25 @@ struct Shared {
 struct Next {
     round: Option<Arc<Round>>,
     waiters: usize,
+    /// There are no more rounds.
+    ended: bool,
 }
 
 impl Barrier {
     /// `patience` bounds how long one round is retried while no leader is confirmed.
     pub(crate) fn start(raft: Arc<impl ReadIndex>, patience: Duration, tasks: &TaskSet) -> Self {
         let shared = Arc::new(Shared { next: Mutex::default(), wanted: Notify::new() });
-        tasks.spawn_until_stop("read barrier", rounds(shared.clone(), raft, patience));
+        let rounds = Rounds { shared: shared.clone(), current: None };
+        tasks.spawn_until_stop("read barrier", rounds.run(raft, patience));
         Self(shared)
     }
 
     pub(crate) async fn wait(&self, timeout: Duration) -> Result<u64, Failure> {
         let round = {
             let mut next = self.0.next.lock();
+            if next.ended {
+                return Err(shutting_down());
+            }
             next.waiters += 1;
             next.round.get_or_insert_default().clone()
         };
@@ -90,23 +102,45 @@ impl Barrier {
     }
 }
 
-async fn rounds(shared: Arc<Shared>, raft: Arc<impl ReadIndex>, patience: Duration) {
-    let mut last = 0;
-    loop {
-        shared.wanted.notified().await;
-        for _ in 0..GATHER_TURNS {
-            if shared.next.lock().waiters >= last {
-                break;
+fn shutting_down() -> Failure {
+    Failure::not_proposed(Why::ShuttingDown)
+}
+
+/// Who makes the rounds. Whoever waits when it goes is told.
+struct Rounds {
+    shared: Arc<Shared>,
+    current: Option<Arc<Round>>,
+}
+
+impl Rounds {
+    async fn run(mut self, raft: Arc<impl ReadIndex>, patience: Duration) {
+        let mut last = 0;
+        loop {
+            self.shared.wanted.notified().await;
+            for _ in 0..GATHER_TURNS {
+                if self.shared.next.lock().waiters >= last {
+                    break;
+                }
+                tokio::task::yield_now().await;
             }
-            tokio::task::yield_now().await;
+            let next = std::mem::take(&mut *self.shared.next.lock());
+            let Some(round) = next.round else { continue };
+            last = next.waiters;
+            self.current = Some(round);
+            let result = confirm(&*raft, patience).await;
+            if let Some(round) = self.current.take() {
+                round.settle(result);
+            }
         }
-        let next = std::mem::take(&mut *shared.next.lock());
-        let Some(round) = next.round else { continue };
-        last = next.waiters;
-        let result = confirm(&*raft, patience).await;
-        // Set once, by this task alone.
-        drop(round.result.set(result));
-        round.done.notify_waiters();
+    }
+}
+
+impl Drop for Rounds {
+    fn drop(&mut self) {
+        let next = std::mem::replace(&mut *self.shared.next.lock(), Next { ended: true, ..Next::default() });
+        for round in self.current.take().into_iter().chain(next.round) {
+            round.settle(Err(shutting_down()));
+        }
     }
 }
 
@@ -130,6 +164,7 @@ async fn confirm(raft: &impl ReadIndex, patience: Duration) -> Result<u64, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::Semaphore;
 
@@ -218,6 +253,25 @@ mod tests {
         assert!(barrier.wait(LONG).await.is_ok());
         assert_eq!(gate.begun.load(Ordering::SeqCst), 4);
         assert!(tasks.stop(LONG).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_at_the_end_or_comes_later_is_told() {
+        let (gate, tasks) = (Gate::new(0), TaskSet::new());
+        let barrier = Barrier::start(gate.clone(), LONG, &tasks);
+        let told = |answer| matches!(answer, Err(Failure::Unavailable { why: Why::ShuttingDown, .. }));
+        let (first, second) = (barrier.wait(LONG), barrier.wait(LONG));
+        tokio::pin!(first, second);
+        assert!(futures_util::poll!(&mut first).is_pending());
+        while gate.begun.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(futures_util::poll!(&mut second).is_pending(), "its round has not begun");
+        assert!(tasks.stop(LONG).await);
+        for waiting in [first, second] {
+            assert!(waiting.now_or_never().is_some_and(told));
+        }
+        assert!(barrier.wait(LONG).now_or_never().is_some_and(told));
     }
 
     #[tokio::test(start_paused = true)]

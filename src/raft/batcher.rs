@@ -288,8 +288,12 @@ impl<L: Log> Worker<L> {
         });
     }
 
-    /// Proposes a batch that came back again, after a pause.
+    /// Proposes a batch that came back again, after a pause. At the end nothing is tried again: what is dropped is
+    /// answered as not proposed.
     async fn retry(&mut self, refused: Refused) {
+        if self.queue.is_closed() {
+            return;
+        }
         let Refused { items, attempt, flight } = refused;
         self.queue.note_refused(true);
         let pause = BACKOFF_MIN.saturating_mul(1 << attempt.min(8)).min(BACKOFF_MAX);

@@ -8,7 +8,7 @@ use super::apply::{Applier, ApplierOptions, Fatal, Progress, Publisher, StateMac
 use super::barrier::Barrier;
 use super::batcher::{Batcher, Route};
 use super::divergence::Agreement;
-use super::link::{Heard, Link, Remote, millis};
+use super::link::{Heard, Link, Remote, millis, quorum_age};
 use super::log_store::LogStore;
 use super::network::{Directory, Network, Transport};
 use super::snapshots::{self, Snapshots};
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use openraft::{Instant, Raft, ServerState};
+use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +41,8 @@ use tokio::sync::watch;
 const BARRIER_PATIENCE: u32 = 4;
 /// How many of the longest election timeouts a leader may be silent before it is not counted on.
 const LEADER_SILENCE: u32 = 2;
+/// How often in the longest election timeout a member that ends looks whether there is a leader.
+const FORSAKEN_LOOKS: u32 = 8;
 /// How long tasks that were told to end may take to.
 const ENDED: Duration = Duration::from_secs(1);
 /// Before a question to the leader is asked again, because none was there.
@@ -180,6 +182,8 @@ struct Inner {
     leading: watch::Receiver<Option<u64>>,
     /// The name of who led last, as of that membership: answers carry it.
     leader_name: Mutex<Option<NamedLeader>>,
+    /// It is not to be asked to lead any more.
+    leaving: AtomicBool,
     /// Raft may end now.
     ending: Arc<AtomicBool>,
     wal: Wal,
@@ -238,7 +242,9 @@ impl Consensus {
         let heard = Heard::new(clock.clone(), LEADER_SILENCE * options.election_max);
         let (id, applying) = (options.id, applier.clone());
         let (raft_of, server) = (raft.clone(), raft.server_metrics());
-        let link = Arc::new(Link { id, raft: raft_of, server, applier: applying, log, transport, heard, agreement });
+        let unheard = AtomicBool::new(false);
+        let link =
+            Arc::new(Link { id, raft: raft_of, server, applier: applying, log, transport, heard, unheard, agreement });
         link.elect_if_alone().await;
         let answering = TaskSet::new();
         let batcher = Batcher::start(link.clone(), clock.clone(), metrics.clone(), &answering);
@@ -253,7 +259,10 @@ impl Consensus {
         }
         let ending = Arc::new(AtomicBool::new(false));
         let (lead, leading) = watch::channel(None);
-        tasks.spawn_until_stop("raft watch", observe(raft, metrics.clone(), lead, ending.clone(), fatal));
+        tasks.spawn_until_stop(
+            "raft watch",
+            observe(link.clone(), options.heartbeat, metrics.clone(), lead, ending.clone(), fatal),
+        );
         let consensus = Self(Arc::new(Inner {
             options,
             link,
@@ -267,6 +276,7 @@ impl Consensus {
             recovered,
             leading,
             leader_name: Mutex::new(None),
+            leaving: AtomicBool::new(false),
             ending,
             wal,
             metrics,
@@ -486,8 +496,9 @@ impl Consensus {
     /// The term, and who leads in it: the part of `state` that every answer carries.
     #[must_use]
     pub fn leadership(&self) -> (u64, Option<MemberId>) {
-        let server = self.0.link.server.borrow_watched();
-        (server.vote.leader_id.term, server.current_leader)
+        let (link, server) = (&self.0.link, self.0.link.server.borrow_watched());
+        let counts = |leader: &MemberId| *leader != link.id || !link.unheard.load(Ordering::Relaxed);
+        (server.vote.leader_id.term, server.current_leader.filter(counts))
     }
 
     /// The name of another member that leads, while it is heard.
@@ -512,9 +523,7 @@ impl Consensus {
         let metrics = self.0.link.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
-        let alone = metrics.state == ServerState::Leader && membership.voter_ids().count() == 1;
-        let quorum_acked = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
-        let quorum_acked = if alone { Some(Duration::ZERO) } else { quorum_acked };
+        let quorum_acked = quorum_age(&metrics);
         let leads = metrics.state == ServerState::Leader;
         let leader = self.0.link.known_leader(leads, metrics.current_leader, quorum_acked);
         State {
@@ -550,10 +559,26 @@ impl Consensus {
         self.0.snapshots.now(&self.0.link.raft, &self.0.link.applier, timeout).await
     }
 
+    /// Waits until no leader has been known here for an election timeout: what waits for one may wait for long.
+    pub async fn forsaken(&self) {
+        let (clock, patience) = (&self.0.link.heard.clock, self.0.options.election_max);
+        let mut known = clock.monotonic();
+        loop {
+            let now = clock.monotonic();
+            if self.state().leader.is_some() {
+                known = now;
+            }
+            if now.saturating_sub(known) >= patience {
+                return;
+            }
+            tokio::time::sleep(patience / FORSAKEN_LOOKS).await;
+        }
+    }
+
     /// Hands leadership over, lets the proposals on their way come to their end, then ends Raft and closes the log.
     /// What a quorum does not settle within an election timeout ends as unknown.
     pub async fn shutdown(&self) {
-        self.hand_over().await;
+        self.leave().await;
         self.0.batcher.drain(self.0.options.election_max).await;
         self.0.ending.store(true, Ordering::SeqCst);
         drop(self.0.link.raft.shutdown().await);
@@ -568,6 +593,15 @@ impl Consensus {
 
     pub(super) fn options(&self) -> &Options {
         &self.0.options
+    }
+
+    /// Raft ends here, or has.
+    pub(super) fn is_ending(&self) -> bool {
+        self.0.ending.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn leaving(&self) -> &AtomicBool {
+        &self.0.leaving
     }
 
     pub(super) fn membership_lock(&self) -> &tokio::sync::Mutex<()> {
@@ -622,14 +656,17 @@ fn spawn_recovery(raft: &Core, tasks: &TaskSet) -> watch::Receiver<bool> {
 
 /// Keeps the metrics of leadership, and sees to it that a member whose Raft has ended does not live on.
 async fn observe(
-    raft: Core,
+    link: Arc<Link>,
+    every: Duration,
     metrics: Metrics,
     lead: watch::Sender<Option<u64>>,
     ending: Arc<AtomicBool>,
     fatal: Fatal,
 ) {
-    let mut server = raft.server_metrics();
-    let mut known = None;
+    let mut server = link.raft.server_metrics();
+    let (mut known, mut leads_since) = (None, None);
+    let mut looks = tokio::time::interval(every);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let (leader, leads, term) = {
             let server = server.borrow_watched();
@@ -637,18 +674,30 @@ async fn observe(
         };
         let term = leads.then_some(term);
         lead.send_if_modified(|leading| std::mem::replace(leading, term) != term);
-        metrics.has_leader.set(i64::from(leader.is_some()));
-        metrics.is_leader.set(i64::from(leads));
+        let now = link.heard.clock.monotonic();
+        leads_since = if leads { leads_since.or(Some(now)) } else { None };
+        let heard = match leads_since {
+            // One that has just been elected has not been heard yet.
+            Some(since) => {
+                let age = quorum_age(&link.raft.metrics().borrow_watched());
+                age.unwrap_or(now.saturating_sub(since)) <= link.heard.patience
+            }
+            None => link.heard.is_recent(),
+        };
+        link.unheard.store(leads && !heard, Ordering::Relaxed);
+        metrics.has_leader.set(i64::from(leader.is_some() && heard));
+        metrics.is_leader.set(i64::from(leads && heard));
         if leader.is_some() && leader != known {
             metrics.leader_changes.inc();
             known = leader;
         }
-        if server.changed().await.is_err() {
-            break;
+        tokio::select! {
+            changed = server.changed() => if changed.is_err() { break },
+            _ = looks.tick() => {}
         }
     }
     if !ending.load(Ordering::SeqCst) {
-        let why = raft.metrics().borrow_watched().running_state.clone();
+        let why = link.raft.metrics().borrow_watched().running_state.clone();
         let why = why.map_or_else(|error| error.to_string(), |()| "for no known reason".into());
         fatal(&Fault::Invariant(format!("raft has ended: {why}")));
     }

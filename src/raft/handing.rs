@@ -1,21 +1,27 @@
 //! Leadership handed to another member, and taken back if nobody takes it.
 //!
 //! A leader that has asked another to lead accepts no more writes in its term, and openraft has no way
-//! to call that off. So the wait is bounded: a transfer that is not taken within an election timeout is
-//! offered to the next voter, or ended by this member, which grants the next term to whom it had asked,
-//! steps down by that, and stands for election in the term after it. Invariant: each step is an ordinary
-//! one of Raft (a vote granted, an election), so nothing here can make two leaders of one term.
+//! to call that off. So the other is first asked whether it would. And the wait is bounded: a transfer that
+//! is not taken within an election timeout is offered to the next voter, or ended by this member, which grants
+//! the next term to whom it had asked, steps down by that, and stands for election in the term after it.
+//! Invariant: each step is an ordinary one of Raft (a vote granted, an election), so nothing here can make two
+//! leaders of one term.
 
 use super::consensus::Consensus;
 use super::link::Link;
+use super::network::{Call, Lane, Peer, TransportError};
 use super::types::{MemberId, Types, Vote, log_id};
 use crate::model::{Failure, Why};
 use openraft::Instant;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::VoteRequest;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Before a member that would not lead is asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(20);
 /// How often one voter is asked to lead.
 const OFFERS: u32 = 3;
 /// How many voters are asked to lead, one after the other, by a member that wants to end.
@@ -30,6 +36,8 @@ pub(super) enum Passed {
     Taken,
     /// This member leads as before, and accepts no writes.
     NotTaken,
+    /// The other cannot be reached, or would not lead: this member leads as before.
+    Declined,
 }
 
 impl Link {
@@ -51,15 +59,33 @@ impl Link {
         heirs
     }
 
-    /// Asks `heir` to lead, and waits at most `patience` for a sign of it. Asks again meanwhile: the request is
-    /// one message, which may be lost, and one that arrives twice is one of a term that has passed.
+    /// Asks `heir` to lead if it would, and waits at most `patience` for a sign of it. Asks again meanwhile: the
+    /// request is one message, which may be lost, and one that arrives twice is one of a term that has passed.
     pub(super) async fn pass_to(&self, heir: MemberId, patience: Duration) -> Passed {
+        let Some(member) = self.server.borrow_watched().membership_config.membership().get_node(&heir).cloned() else {
+            return Passed::Declined;
+        };
+        let (heir_at, mut passed) = (Peer { id: heir, member }, Passed::Declined);
         let mut server = self.raft.server_metrics();
         for _ in 0..OFFERS {
+            let mut round = pin!(tokio::time::sleep(patience / OFFERS));
+            let willing = tokio::select! {
+                willing = self.call(heir_at.clone(), Lane::Control, &Call::WouldLead, patience) => willing,
+                () = &mut round => continue,
+            };
+            match willing {
+                Ok(true) => {}
+                Ok(false) | Err(TransportError::Unreachable(_)) => return passed,
+                Err(TransportError::Failed(_)) => {
+                    round.await;
+                    continue;
+                }
+            }
             if self.raft.trigger().transfer_leader(heir).await.is_err() {
                 // Raft has ended here: others will lead.
                 return Passed::Taken;
             }
+            passed = Passed::NotTaken;
             let taken = async {
                 while server.borrow_watched().state == ServerState::Leader {
                     if server.changed().await.is_err() {
@@ -67,11 +93,12 @@ impl Link {
                     }
                 }
             };
-            if tokio::time::timeout(patience / OFFERS, taken).await.is_ok() {
-                return Passed::Taken;
+            tokio::select! {
+                () = taken => return Passed::Taken,
+                () = round => {}
             }
         }
-        Passed::NotTaken
+        passed
     }
 
     /// Ends a transfer to `heir` that was not taken: this member stands for election.
@@ -116,16 +143,35 @@ impl Link {
 }
 
 impl Consensus {
+    /// Gives leadership away as `hand_over` does, and takes it no more by another's leave.
+    pub async fn leave(&self) {
+        self.leaving().store(true, Ordering::SeqCst);
+        self.hand_over().await;
+    }
+
+    /// Whether this member would lead if it were asked to.
+    pub(super) fn would_lead(&self) -> bool {
+        !self.leaving().load(Ordering::SeqCst) && self.ensure_able().is_ok()
+    }
+
+    fn name_of(&self, id: MemberId) -> String {
+        self.member(id).map_or_else(|| format!("{id:x}"), |member| member.name)
+    }
+
     /// Gives leadership to the voter that is furthest, if this member has it and anyone can take it.
     pub async fn hand_over(&self) {
         let (link, options) = (self.link(), self.options());
         let mut asked = None;
         for heir in link.heirs().into_iter().take(HEIRS_MAX) {
-            asked = Some(heir);
-            if link.pass_to(heir, options.election_max).await == Passed::Taken {
-                return;
+            let name = self.name_of(heir);
+            match link.pass_to(heir, options.election_max).await {
+                Passed::Taken => return,
+                Passed::NotTaken => {
+                    tracing::warn!(heir = name, "the lead was offered and not taken");
+                    asked = Some(heir);
+                }
+                Passed::Declined => tracing::info!(heir = name, "this voter cannot be reached or would not lead"),
             }
-            tracing::warn!(heir = format!("{heir:x}"), "the lead was offered and not taken");
         }
         if let Some(heir) = asked {
             link.take_back(heir).await;
@@ -137,11 +183,21 @@ impl Consensus {
     /// # Errors
     /// A timeout if it was not taken; then this member, or whoever was elected meanwhile, leads.
     pub(super) async fn lead_to(&self, to: MemberId, timeout: Duration) -> Result<MemberId, Failure> {
-        let (link, options) = (self.link(), self.options());
-        let term = link.term();
-        if link.pass_to(to, options.election_max).await == Passed::NotTaken {
-            tracing::warn!(to = format!("{to:x}"), "the lead was offered and not taken: it is taken back");
-            link.take_back(to).await;
+        let (link, options, clock) = (self.link(), self.options(), self.clock());
+        let (term, began) = (link.term(), clock.monotonic());
+        loop {
+            match link.pass_to(to, options.election_max).await {
+                Passed::Taken => break,
+                Passed::NotTaken => {
+                    tracing::warn!(to = self.name_of(to), "the lead was offered and not taken: it is taken back");
+                    link.take_back(to).await;
+                    break;
+                }
+                Passed::Declined if clock.monotonic().saturating_sub(began) < options.election_max => {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                }
+                Passed::Declined => return Err(Failure::not_proposed(Why::Timeout)),
+            }
         }
         match link.elected_after(term, timeout.min(options.election_max * SETTLE)).await {
             Some(leader) if leader == to => Ok(to),

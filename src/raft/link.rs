@@ -19,12 +19,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::RaftError;
-use openraft::metrics::RaftServerMetrics;
+use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use openraft::raft::ClientWriteResult;
-use openraft::{ReadPolicy, ServerState};
+use openraft::{Instant, ReadPolicy, ServerState};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the leader may take to confirm a read index for this member.
@@ -41,6 +41,8 @@ pub(super) struct Link {
     pub(super) log: LogStore,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) heard: Heard,
+    /// This member leads, and no quorum has heard it for as long as a leader may be silent.
+    pub(super) unheard: AtomicBool,
     pub(super) agreement: Agreement,
 }
 
@@ -158,6 +160,12 @@ impl Link {
             if leads { quorum_age.is_some_and(|age| age <= self.heard.patience) } else { self.heard.is_recent() };
         leader.filter(|_| counts)
     }
+}
+
+/// How long ago a quorum heard the leader, which this member is.
+pub(super) fn quorum_age(metrics: &RaftMetrics<Types>) -> Option<Duration> {
+    let alone = metrics.state == ServerState::Leader && metrics.membership_config.voter_ids().count() == 1;
+    if alone { Some(Duration::ZERO) } else { metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()) }
 }
 
 impl HandOver for Link {

@@ -146,6 +146,8 @@ pub(crate) enum Call {
     Members,
     /// Answered by `About`.
     About,
+    /// To whom the lead is to be offered: answered by whether it would take it.
+    WouldLead,
     /// Whether there is such a member: answered by `Option<bool>`, none if the one asked does not lead.
     IsMember(MemberId),
     /// The hash of the state at that entry: answered by `Option<u128>`, none if it is not known.

@@ -28,7 +28,12 @@ impl Consensus {
     /// # Errors
     /// If the request is not understood, or Raft has ended here.
     pub async fn answer(&self, request: Bytes) -> Result<Bytes, TransportError> {
-        match codec::decode::<Call>("peer's request", &request).map_err(broken)? {
+        let call = codec::decode::<Call>("peer's request", &request).map_err(broken)?;
+        let is_raft_s = matches!(call, Call::Vote(_) | Call::PreVote(_) | Call::TransferLeader(_) | Call::Heartbeat(_));
+        if is_raft_s && self.is_ending() {
+            return Err(ended("this member shuts down"));
+        }
+        match call {
             Call::Vote(vote) => encode(&self.raft().vote(vote).await.map_err(ended)?),
             Call::PreVote(vote) => encode(&self.raft().pre_vote(vote).await.map_err(ended)?),
             Call::TransferLeader(transfer) => {
@@ -52,6 +57,7 @@ impl Consensus {
             Call::Change { change, remaining_ms } => {
                 encode(&self.change_for_another(change, Duration::from_millis(remaining_ms)).await)
             }
+            Call::WouldLead => encode(&self.would_lead()),
             Call::IsMember(id) => encode(&self.has_member(id)),
             Call::About => encode(&self.about()),
             Call::Members => encode(&self.member_states_here()),
@@ -95,9 +101,10 @@ impl Consensus {
 
     fn answer_appends(&self, requests: BoxStream<'static, Bytes>) -> BoxStream<'static, Result<Bytes, TransportError>> {
         // A request that is not understood ends the stream, as a broken connection would.
+        let receiver = self.clone();
         let requests = requests
             .map(|request| codec::decode::<AppendEntriesRequest<Types>>("peer's append", &request))
-            .take_while(|request| std::future::ready(request.is_ok()))
+            .take_while(move |request| std::future::ready(request.is_ok() && !receiver.is_ending()))
             .filter_map(|request| std::future::ready(request.ok()));
         let consensus = self.clone();
         let answers = self.raft().stream_append(requests).map(move |answer| {

@@ -135,6 +135,10 @@ impl Queue {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Refuses all that comes and drops all that waits.
     pub(crate) fn close(&self) {
         let waiting = {

@@ -179,6 +179,42 @@ async fn a_planned_stop_leaves_no_write_in_doubt_that_the_stopping_member_answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_members_stop_soon_though_requests_wait_for_a_leader() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let left = (leader + 1) % 3;
+    cluster.terminate(leader).await;
+    cluster.kill((leader + 2) % 3);
+    let client = cluster.client(left);
+    eventually("the lost leader is noticed", LONG, async || cluster_leader(&client).await.is_null()).await;
+    let ask = |method: &'static str, target: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.answer(method, target, "").await })
+    };
+    let write = ask("PUT", "/v1/kv/waits?timeout=1m");
+    let read = ask("GET", "/v1/kv/waits?timeout=1m&consistency=linearizable");
+    eventually("the write waits", LONG, async || {
+        let metrics = String::from_utf8(client.bytes("/metrics").await).unwrap();
+        metrics.contains("tenure_raft_proposals_pending 1")
+    })
+    .await;
+    let began = Instant::now();
+    cluster.terminate(left).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for (request, applied) in [(write, Value::from("no")), (read, Value::Null)] {
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.json::<Value>().await.unwrap()["applied"], applied);
+    }
+    for member in 0..3 {
+        cluster.relaunch(member);
+    }
+    cluster.ready(&[0, 1, 2]).await;
+    assert_eq!(cluster.client(left).get("waits").await, None);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_paused_serves_no_stale_linearizable_read() {
     let mut cluster = Cluster::start(3, &[]).await;
     let leader = cluster.leader().await;
@@ -209,16 +245,31 @@ async fn a_leader_that_was_paused_serves_no_stale_linearizable_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_majority_nothing_is_written_and_it_is_said_so() {
+async fn without_a_majority_a_follower_writes_nothing_and_says_so() {
+    without_a_majority(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_the_leader_writes_nothing_and_says_so() {
+    without_a_majority(0).await;
+}
+
+/// Only the member that many places behind the leader is left.
+async fn without_a_majority(behind: usize) {
     let mut cluster = Cluster::start(3, &[]).await;
     assert_eq!(cluster.client(0).put("before", "v").await, Outcome::Done);
     let leader = cluster.leader().await;
-    let left = (leader + 1) % 3;
+    let left = (leader + behind) % 3;
     for member in (0..3).filter(|member| *member != left) {
         cluster.kill(member);
     }
     let client = cluster.client(left);
     eventually("the lost leader is noticed", LONG, async || cluster_leader(&client).await.is_null()).await;
+    eventually("the metrics say so", LONG, async || {
+        let metrics = String::from_utf8(client.bytes("/metrics").await).unwrap();
+        metrics.contains("\ntenure_raft_has_leader 0") && metrics.contains("\ntenure_raft_is_leader 0")
+    })
+    .await;
     let refused = client.answer("PUT", "/v1/kv/lost?timeout=1s", "v").await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     let problem: Value = refused.json().await.unwrap();
@@ -226,7 +277,7 @@ async fn without_a_majority_nothing_is_written_and_it_is_said_so() {
     let read = client.answer("GET", "/v1/kv/before?timeout=1s", "").await;
     assert!(!read.status().is_success(), "a linearizable read without a majority");
     let stale = client.answer("GET", "/v1/kv/before?consistency=stale", "").await;
-    assert_eq!(stale.status(), StatusCode::OK);
+    assert_eq!((stale.status(), stale.headers().get("tenure-leader")), (StatusCode::OK, None));
     let bound = client.answer("GET", "/v1/kv/before?consistency=stale&max_staleness=10ms&timeout=1s", "").await;
     assert_eq!(bound.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(bound.json::<Value>().await.unwrap()["code"], "too-stale");

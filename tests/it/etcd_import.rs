@@ -47,15 +47,18 @@ impl Import {
     }
 
     async fn says(&mut self, text: &str) {
+        let mut instead = Vec::new();
         let wait = async {
             while let Some(line) = self.said.next_line().await.unwrap() {
                 if line.contains(text) {
-                    return;
+                    return true;
                 }
+                instead.push(line);
             }
-            panic!("it ended without saying {text:?}");
+            false
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{text:?} is not said"));
+        let said = tokio::time::timeout(PATIENCE, wait).await;
+        assert_eq!(said, Ok(true), "it says {instead:#?} and not {text:?}");
     }
 
     async fn cut_over(mut self) -> String {

@@ -412,12 +412,38 @@ async fn a_drain_waits_for_what_is_under_way_and_refuses_the_rest() {
     assert_eq!(unavailable(queued.await.unwrap()), refused);
     assert_eq!(unavailable(bench.propose(5, LONG).await.unwrap()), refused);
     assert!(futures_util::poll!(&mut drained).is_pending());
-    refuse(held, None);
-    // Still under way, on another way.
-    accept(bench.log.next().await);
+    accept(held);
     drained.await;
     assert_eq!(quota_of(&one.await.unwrap()), 1);
     assert_eq!(quota_of(&two.await.unwrap()), 2);
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_tries_nothing_again() {
+    let bench = Bench::new();
+    let one = bench.propose(1, LONG);
+    let held = bench.log.next().await;
+    let drained = bench.batcher.drain(LONG);
+    tokio::pin!(drained);
+    assert!(futures_util::poll!(&mut drained).is_pending());
+    refuse(held, None);
+    drained.await;
+    assert_eq!(unavailable(one.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
+    assert!(bench.log.writes.lock().is_empty());
+    assert!(bench.tasks.stop(LONG).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_leader() {
+    let bench = Bench::new();
+    bench.log.set_route(Some(Route::Nowhere));
+    let one = bench.propose(1, LONG);
+    others_run().await;
+    let begun = tokio::time::Instant::now();
+    bench.batcher.drain(LONG).await;
+    assert!(begun.elapsed() <= BACKOFF_MAX);
+    assert_eq!(unavailable(one.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
     assert!(bench.tasks.stop(LONG).await);
 }
 

@@ -347,16 +347,15 @@ async fn a_transfer_that_is_not_taken_is_taken_back() {
     for id in 2..=3 {
         cluster.nodes[&id].consensus.raft().runtime_config().elect(false);
     }
-    cluster.net.cut.lock().insert(3);
+    *cluster.net.lost_offers.lock() = usize::MAX;
     let term = first.consensus.state().term;
     let moved = first.consensus.change(Change::Lead { to: Some(3) }, LONG).await;
     let refused = matches!(moved, Err(Failure::Unavailable { why: Why::Timeout, outcome: Known::NotProposed }));
     assert!(refused, "{moved:?}");
     let written = first.consensus.propose(&put("after", "v"), Duration::from_secs(10)).await;
-    assert!(written.is_ok(), "a transfer to a member that is gone ended all writes: {written:?}");
+    assert!(written.is_ok(), "a transfer that nobody took ended all writes: {written:?}");
     let state = first.consensus.state();
     assert!(state.is_leader && state.term > term, "{state:?}");
-    cluster.net.cut.lock().clear();
     eventually("whom it was offered follows", || cluster.nodes[&3].get("after").is_some()).await;
     cluster.stop().await;
 }
@@ -372,6 +371,46 @@ async fn an_offer_that_was_lost_is_made_again() {
     assert!(moved.is_ok(), "{moved:?}");
     assert_eq!(*cluster.net.lost_offers.lock(), 0);
     assert_eq!(cluster.leader_among(&[3]).await, 3);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_is_offered_to_nobody_who_would_not_take_it() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    let term = first.consensus.state().term;
+    let leads_on = || {
+        let state = first.consensus.state();
+        state.is_leader && state.term == term
+    };
+    // One cannot be reached, the other wants to go itself.
+    cluster.net.cut.lock().insert(2);
+    cluster.nodes[&3].consensus.leave().await;
+    first.consensus.hand_over().await;
+    assert!(leads_on());
+    let moved = first.consensus.change(Change::Lead { to: Some(2) }, LONG).await;
+    assert!(matches!(moved, Err(Failure::Unavailable { why: Why::Timeout, .. })), "{moved:?}");
+    assert!(leads_on());
+    first.put("after", "v").await.unwrap();
+    cluster.net.cut.lock().clear();
+    first.consensus.hand_over().await;
+    assert_eq!(cluster.leader_among(&[2]).await, 2);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_forsaken_once_no_leader_is_known() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("before", "v").await.unwrap();
+    let mut forsaken = Box::pin(first.consensus.forsaken());
+    let patience = first.consensus.options().election_max;
+    assert!(tokio::time::timeout(patience * 3, &mut forsaken).await.is_err(), "it leads");
+    cluster.net.cut.lock().extend([2, 3]);
+    // It leads in its own eyes, and nobody hears it.
+    tokio::time::timeout(LONG, forsaken).await.unwrap();
+    cluster.net.cut.lock().clear();
     cluster.stop().await;
 }
 

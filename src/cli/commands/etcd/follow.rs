@@ -16,6 +16,23 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Releases from which word on progress never overtakes events; there was a flaw before.
 const PROGRESS_HOLDS: &[(u32, u32, u32)] = &[(3, 4, 25), (3, 5, 8)];
 
+/// How far both were when that was told last.
+#[derive(Default)]
+struct Told {
+    applied: i64,
+    there: i64,
+}
+
+impl Told {
+    /// Whether nothing has come since then, although there was something to come: some releases of etcd lose sight
+    /// of a watcher that is slow while they compact, and never say anything to it again.
+    fn anew(&mut self, applied: i64, there: i64) -> bool {
+        let is_forgotten = applied == self.applied && applied < self.there;
+        *self = Self { applied, there };
+        is_forgotten
+    }
+}
+
 /// Where following stands.
 struct State {
     /// Every change up to this revision of the source is here.
@@ -31,7 +48,7 @@ impl Run {
         let goal = self.source_revision().await?;
         let mut state = State { applied: copied, goal, synced: false, cutting_over: false };
         let mut changes = self.watch(copied).await?;
-        let mut told = self.clock.monotonic();
+        let (mut told_at, mut told) = (self.clock.monotonic(), Told::default());
         loop {
             if state.applied >= state.goal {
                 if self.until_synced || state.cutting_over {
@@ -56,18 +73,17 @@ impl Run {
             }
             self.renew_leases().await?;
             let now = self.clock.monotonic();
-            if now.saturating_sub(told) >= TOLD_EVERY {
-                told = now;
-                self.tell(&state).await?;
+            if now.saturating_sub(told_at) >= TOLD_EVERY {
+                told_at = now;
+                let there = self.source_revision().await?;
+                let (applied, count) = (state.applied, self.changes);
+                note(&format!("following: at revision {applied} of the etcd's {there}, {count} changes so far"));
+                if told.anew(applied, there) {
+                    note(&format!("the etcd has said nothing for {} s: watching anew", TOLD_EVERY.as_secs()));
+                    changes = self.watch(applied).await?;
+                }
             }
         }
-    }
-
-    async fn tell(&mut self, state: &State) -> Result<(), Halt> {
-        let there = self.source_revision().await?;
-        let (applied, changes) = (state.applied, self.changes);
-        note(&format!("following: at revision {applied} of the etcd's {there}, {changes} changes so far"));
-        Ok(())
     }
 
     async fn changed(
@@ -170,6 +186,18 @@ fn progress_holds(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watch_is_made_anew_that_says_nothing_of_what_there_is() {
+        let mut told = Told::default();
+        assert!(!told.anew(250, 1_102), "it may be on its way");
+        assert!(told.anew(250, 1_102));
+        assert!(!told.anew(600, 1_102), "it goes on");
+        assert!(!told.anew(1_102, 1_102));
+        assert!(!told.anew(1_102, 1_102), "there is nothing to say");
+        assert!(!told.anew(1_102, 1_103), "it has only just been written");
+        assert!(told.anew(1_102, 1_104));
+    }
 
     #[test]
     fn word_on_progress_is_believed_where_it_is_right() {
