@@ -11,24 +11,26 @@ use super::log_store::LogStore;
 use super::network::{Call, Forwarded, Lane, Peer, ServerMetrics, Transport, TransportError};
 use super::responder::Callback;
 use super::stall::HandOver;
-use super::types::{LogBatch, MemberId, Types};
+use super::types::{LogBatch, Member, MemberId, Types, position};
 use crate::env::Clock;
-use crate::model::{Failure, Outcome, Why, codec};
+use crate::model::{Failure, LogPosition, Outcome, Why, codec};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::RaftError;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use openraft::raft::ClientWriteResult;
-use openraft::{Instant, ReadPolicy, ServerState};
+use openraft::{Instant, Membership, ServerState};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the leader may take to confirm a read index for this member.
 const READ_INDEX: Duration = Duration::from_secs(2);
+/// How long a member may take to tell whether it has heard of a later term; then all are asked again.
+const CONFIRM: Duration = Duration::from_millis(500);
 /// How long a member may take to tell its wall clock; the first batch of a term waits for it.
 const WALL_CLOCK: Duration = Duration::from_millis(200);
 
@@ -214,13 +216,52 @@ impl batcher::Log for Link {
 }
 
 impl Link {
-    /// The leader's own word that it leads, newer than the call.
+    /// The leader's own word that it leads, newer than the call, and up to where was committed at the call.
+    /// ReadIndex of Ongaro's dissertation, 6.4.
+    ///
+    /// openraft's own takes an answer to an append for one to every later append that brought nothing new, so that
+    /// an answer that comes late confirms a leader that has been replaced.
     async fn read_index(&self) -> Result<u64, Failure> {
-        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok((read, _)) => Ok(read.index()),
-            Err(RaftError::APIError(_)) => Err(Failure::not_proposed(Why::NoLeader)),
-            Err(RaftError::Fatal(_)) => Err(Failure::not_proposed(Why::ShuttingDown)),
+        // Asked of Raft itself: what others are told of next may not be in its metrics yet.
+        let state = self.raft.with_raft_state(|state| {
+            let leads = state.server_state == ServerState::Leader;
+            let (term, committed) = (state.vote_ref().leader_id.term, state.cluster_committed().map(position));
+            leads.then(|| (term, committed, state.membership_state.effective().clone()))
+        });
+        let Ok(state) = state.await else { return Err(Failure::not_proposed(Why::ShuttingDown)) };
+        let Some((term, committed, membership)) = state else { return Err(no_leader()) };
+        // Before an entry of its term is committed, a leader does not know what those before it have committed; nor
+        // does one that has been started again and goes on in its term, before all that its log then held is.
+        let recovered = self.log.recovered_in(term);
+        let knows_all = |at: &LogPosition| at.term == term && recovered.is_none_or(|last| at.index >= last);
+        let Some(committed) = committed.filter(knows_all) else { return Err(no_leader()) };
+        match self.is_latest(term, membership.membership()).await {
+            true => Ok(committed.index),
+            false => Err(no_leader()),
         }
+    }
+
+    /// Whether a quorum, asked now, has heard of no later term: then nobody has led in one before the call.
+    async fn is_latest(&self, term: u64, membership: &Membership<MemberId, Member>) -> bool {
+        let others = membership.voter_ids().filter(|id| *id != self.id);
+        let asked = others.filter_map(|id| {
+            let peer = Peer { id, member: membership.get_node(&id)?.clone() };
+            Some(async move { (id, self.call(peer, Lane::Control, &Call::IsLatestTerm(term), CONFIRM).await) })
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut agreed = BTreeSet::new();
+        if self.log.term() <= term {
+            agreed.insert(self.id);
+        }
+        let majorities = membership.get_joint_config();
+        while majorities.iter().any(|voters| voters.intersection(&agreed).count() * 2 <= voters.len()) {
+            match asked.next().await {
+                Some((id, Ok(true))) => drop(agreed.insert(id)),
+                Some((_, Ok(false))) | None => return false,
+                Some((_, Err(_))) => {}
+            }
+        }
+        true
     }
 
     pub(super) async fn applied(&self, index: u64) -> Result<u64, Failure> {

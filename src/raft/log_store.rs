@@ -28,6 +28,8 @@ pub(crate) struct LogStore {
     wal: Wal,
     flushed: Arc<Flushed>,
     state: Arc<Mutex<State>>,
+    /// The last entry that was there at the start.
+    recovered: Option<LogId>,
 }
 
 #[derive(Debug, Default)]
@@ -59,15 +61,28 @@ impl LogStore {
             ));
         }
         let flushed = Arc::new(Flushed::new(next_index(last)));
-        Ok(Self { wal, flushed, state: Arc::new(Mutex::new(State { vote, committed, purged, last })) })
+        let state = Arc::new(Mutex::new(State { vote, committed, purged, last }));
+        Ok(Self { wal, flushed, state, recovered: last })
     }
 
     pub(crate) fn flushed(&self) -> &Arc<Flushed> {
         &self.flushed
     }
 
+    /// Of the vote on disk: whoever has voted in a later term, or taken entries of one, has it there before
+    /// anybody is answered so.
+    pub(crate) fn term(&self) -> u64 {
+        self.state.lock().vote.map_or(0, |vote| vote.leader_id.term)
+    }
+
     pub(crate) fn last(&self) -> Option<LogPosition> {
         self.state.lock().last.as_ref().map(position)
+    }
+
+    /// The last entry that was there at the start, if it is of that term: whoever leads in it may have led, and
+    /// have answered up to there, before that.
+    pub(crate) fn recovered_in(&self, term: u64) -> Option<u64> {
+        self.recovered.filter(|last| last.leader_id.term == term).map(|last| last.index)
     }
 
     pub(crate) fn purged(&self) -> Option<LogPosition> {

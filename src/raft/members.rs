@@ -401,9 +401,10 @@ impl Consensus {
     /// What this member says of itself.
     #[must_use]
     pub fn about(&self) -> About {
+        let state = self.state();
         About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            leads: self.link().leads(),
+            leads: state.leader == Some(state.id),
             applied: self.link().applier.progress().applied.map(|at| at.index),
             db_bytes: self.db_bytes().load(Ordering::Relaxed),
         }

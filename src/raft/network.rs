@@ -146,6 +146,8 @@ pub(crate) enum Call {
     Members,
     /// Answered by `About`.
     About,
+    /// Whether that term is the latest heard of: answered by `bool`.
+    IsLatestTerm(u64),
     /// To whom the lead is to be offered: answered by whether it would take it.
     WouldLead,
     /// Whether there is such a member: answered by `Option<bool>`, none if the one asked does not lead.

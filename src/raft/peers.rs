@@ -57,6 +57,7 @@ impl Consensus {
             Call::Change { change, remaining_ms } => {
                 encode(&self.change_for_another(change, Duration::from_millis(remaining_ms)).await)
             }
+            Call::IsLatestTerm(term) => encode(&(self.link().log.term() <= term)),
             Call::WouldLead => encode(&self.would_lead()),
             Call::IsMember(id) => encode(&self.has_member(id)),
             Call::About => encode(&self.about()),

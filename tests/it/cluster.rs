@@ -270,6 +270,9 @@ async fn without_a_majority(behind: usize) {
         metrics.contains("\ntenure_raft_has_leader 0") && metrics.contains("\ntenure_raft_is_leader 0")
     })
     .await;
+    let own: Value =
+        client.answer("GET", &format!("/v1/cluster/members/n{}", left + 1), "").await.json().await.unwrap();
+    assert_eq!(own["state"], "candidate");
     let refused = client.answer("PUT", "/v1/kv/lost?timeout=1s", "v").await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     let problem: Value = refused.json().await.unwrap();

@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 use openraft::ChangeMembers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{oneshot, watch};
 
 /// More than a test writes, so that it says itself when there are snapshots.
 const LOG_BYTES: u64 = 1 << 20;
@@ -21,9 +22,29 @@ pub(crate) struct Net {
     pub(crate) cut: Mutex<BTreeSet<MemberId>>,
     /// How many of the next offers of the lead get lost.
     lost_offers: Mutex<usize>,
+    /// Messages that wait until that is over.
+    held: watch::Sender<BTreeSet<Way>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Question { from: MemberId, to: MemberId },
+    Answer { from: MemberId, to: MemberId },
 }
 
 impl Net {
+    async fn passes(&self, way: Way) {
+        drop(self.held.subscribe().wait_for(|held| !held.contains(&way)).await);
+    }
+
+    fn hold(&self, way: Way) {
+        self.held.send_modify(|held| held.extend([way]));
+    }
+
+    fn release(&self, way: Way) {
+        self.held.send_modify(|held| held.retain(|other| *other != way));
+    }
+
     fn reach(&self, from: MemberId, to: MemberId) -> Result<Consensus, TransportError> {
         let cut = self.cut.lock();
         let member = self.members.lock().get(&to).cloned();
@@ -60,7 +81,11 @@ impl Transport for Wire {
             if wire.net.loses(&request) {
                 return Err(TransportError::Failed("the connection was reset".to_owned()));
             }
-            wire.net.reach(wire.from, peer.id)?.answer(request).await
+            let member = wire.net.reach(wire.from, peer.id)?;
+            wire.net.passes(Way::Question { from: wire.from, to: peer.id }).await;
+            let answer = member.answer(request).await;
+            wire.net.passes(Way::Answer { from: peer.id, to: wire.from }).await;
+            answer
         })
     }
 
@@ -75,10 +100,21 @@ impl Transport for Wire {
         Box::pin(async move {
             let member = wire.net.reach(wire.from, peer.id)?;
             let there = wire.clone();
-            let requests =
-                requests.take_while(move |_| std::future::ready(there.net.reach(there.from, peer.id).is_ok()));
+            let requests = requests.take_while(move |_| {
+                let there = there.clone();
+                async move {
+                    there.net.passes(Way::Question { from: there.from, to: peer.id }).await;
+                    there.net.reach(there.from, peer.id).is_ok()
+                }
+            });
             let answers = member.answer_stream(lane, requests.boxed());
-            let back = answers.map(move |answer| wire.net.reach(wire.from, peer.id).and(answer));
+            let back = answers.then(move |answer| {
+                let wire = wire.clone();
+                async move {
+                    wire.net.passes(Way::Answer { from: peer.id, to: wire.from }).await;
+                    wire.net.reach(wire.from, peer.id).and(answer)
+                }
+            });
             Ok(back.boxed())
         })
     }
@@ -335,6 +371,47 @@ async fn a_leader_whose_disk_hangs_gives_the_lead_away_and_refuses_at_once() {
     cluster.stall.write_ended();
     eventually("it follows", || first.get("meanwhile").is_some()).await;
     assert!(first.get("refused").is_none());
+    cluster.stop().await;
+}
+
+/// A leader that lost its lead hears late what others had answered before: that it commits by the first of these
+/// answers, and tells the others so, must not make of the second one an answer to what it told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_come_late_confirm_no_leader() {
+    let cluster = Cluster::start(None).await;
+    let first = &cluster.nodes[&1];
+    first.put("k", "old").await.unwrap();
+    let last = |id: MemberId| cluster.nodes[&id].consensus.state().last_log;
+    let before = last(1);
+    eventually("all have it", || (2..=3).all(|id| last(id) == before)).await;
+    (2..=3).for_each(|from| cluster.net.hold(Way::Answer { from, to: 1 }));
+    let tasks = TaskSet::new();
+    let (written, late) = oneshot::channel();
+    let old_leader = first.consensus.clone();
+    tasks.spawn("late write", async move { drop(written.send(old_leader.propose(&put("late", "v"), LONG).await)) });
+    eventually("the others have it", || (2..=3).all(|id| last(id) > before)).await;
+    let questions = (2..=3).flat_map(|id| [Way::Question { from: 1, to: id }, Way::Question { from: id, to: 1 }]);
+    questions.clone().for_each(|way| cluster.net.hold(way));
+    let leader = cluster.leader_among(&[2, 3]).await;
+    cluster.nodes[&leader].put("k", "new").await.unwrap();
+    let (passed, mut barrier) = oneshot::channel();
+    let old_leader = first.consensus.clone();
+    tasks.spawn("read", async move { drop(passed.send(old_leader.read_barrier(LONG).await)) });
+    let a_moment = Duration::from_millis(50);
+    tokio::time::sleep(a_moment).await;
+    cluster.net.release(Way::Answer { from: 2, to: 1 });
+    eventually("it commits", || first.get("late").is_some()).await;
+    tokio::time::sleep(a_moment).await;
+    assert!(first.consensus.state().is_leader, "in its own eyes");
+    cluster.net.release(Way::Answer { from: 3, to: 1 });
+    tokio::time::sleep(a_moment).await;
+    if let Ok(Ok(())) = barrier.try_recv() {
+        assert_eq!(first.get("k").as_deref(), Some("new"), "a read that was stale");
+    }
+    questions.for_each(|way| cluster.net.release(way));
+    assert!(late.await.unwrap().is_ok());
+    while first.consensus.read_barrier(LONG).await.is_err() {}
+    assert_eq!(first.get("k").as_deref(), Some("new"));
     cluster.stop().await;
 }
 
