@@ -3,7 +3,9 @@
 //! With nothing in flight the first proposal goes at once. While a batch is in flight a second goes
 //! as soon as it has grown as large as the one before it: so batches are not cut into smaller and
 //! smaller ones by callers that come back one by one, and the log on disk, which takes one batch
-//! after another anyway, is kept busy. Only a push that makes a batch ready wakes the batcher.
+//! after another anyway, is kept busy. A batch that would be smaller than those before lets other tasks
+//! run first, a few times: those just answered often come again. Only a push that makes a batch ready
+//! wakes the batcher.
 //! Invariants: bounded; at most two batches in flight; what is left at the end answers for itself.
 
 use super::answer::Ticket;
@@ -15,6 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
+
+/// How often others are let run first. In turn of 0, 8, 16, 32 and 64, 16 and more took a sixth less processor time
+/// for a put of three members than 0, at 64 clients. Where nothing else runs, it is over in some ten microseconds.
+const GATHER_TURNS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Queued {
@@ -43,6 +49,8 @@ struct State {
     closed: bool,
     batches_in_flight: usize,
     proposals_in_flight: usize,
+    /// Of the last two batches, since two are in flight in turn.
+    sizes: [usize; 2],
 }
 
 impl State {
@@ -57,6 +65,11 @@ impl State {
         }
     }
 
+    /// Whether there would be less in it than in one of the last two.
+    fn is_small(&self) -> bool {
+        self.waiting.len() < self.sizes[0].max(self.sizes[1])
+    }
+
     /// The longest run of waiting proposals that fits one entry; at least one.
     fn cut(&mut self) -> Vec<Queued> {
         let mut bytes = 0;
@@ -66,6 +79,7 @@ impl State {
             first || bytes <= limits::BATCH_BYTES_MAX
         };
         let count = self.waiting.iter().take(limits::BATCH_PROPOSALS_MAX).take_while(fits).count();
+        self.sizes = [self.sizes[1], count];
         self.waiting.drain(..count).collect()
     }
 }
@@ -90,18 +104,26 @@ impl Queue {
 
     /// Waits for the next batch. Nothing is lost if the wait is given up.
     pub(crate) async fn next(self: &Arc<Self>) -> (Vec<Queued>, Flight) {
+        let mut turns = 0;
         loop {
-            {
+            let is_ready = {
                 let mut state = self.state.lock();
-                if state.is_ready() {
+                let is_ready = state.is_ready();
+                if is_ready && (turns >= GATHER_TURNS || !state.is_small()) {
                     let items = state.cut();
                     state.batches_in_flight += 1;
                     state.proposals_in_flight += items.len();
                     let flight = Flight { queue: self.clone(), proposals: items.len() };
                     return (items, flight);
                 }
+                is_ready
+            };
+            if is_ready {
+                turns += 1;
+                tokio::task::yield_now().await;
+            } else {
+                self.ready.notified().await;
             }
-            self.ready.notified().await;
         }
     }
 
@@ -179,6 +201,7 @@ mod tests {
     use super::*;
     use crate::model::{Failure, Outcome};
     use futures_util::FutureExt;
+    use std::pin::pin;
 
     fn push(queue: &Queue, bytes: usize) -> Waiting {
         let (ticket, waiting) = slot();
@@ -188,8 +211,10 @@ mod tests {
         waiting
     }
 
+    /// What goes now, or as soon as others have run.
     fn next(queue: &Arc<Queue>) -> Option<(Vec<Queued>, Flight)> {
-        queue.next().now_or_never()
+        let mut next = pin!(queue.next());
+        (0..=GATHER_TURNS).find_map(|_| next.as_mut().now_or_never())
     }
 
     #[test]
@@ -211,6 +236,29 @@ mod tests {
         assert!(next(&queue).is_none());
         drop((two, three));
         assert_eq!(next(&queue).unwrap().0.len(), 300 - limits::BATCH_PROPOSALS_MAX);
+    }
+
+    #[test]
+    fn a_batch_that_is_smaller_than_those_before_lets_others_run_first() {
+        let queue = Arc::new(Queue::default());
+        let _many = [push(&queue, 10), push(&queue, 10), push(&queue, 10)];
+        drop(queue.next().now_or_never().expect("nothing was before"));
+        let _one = push(&queue, 10);
+        let mut small = Box::pin(queue.next());
+        assert!(small.as_mut().now_or_never().is_none());
+        let _others = [push(&queue, 10), push(&queue, 10)];
+        let (items, flight) = small.now_or_never().expect("it is as large as the one before");
+        assert_eq!(items.len(), 3);
+        drop(flight);
+        for turns in [GATHER_TURNS, GATHER_TURNS, 0] {
+            let _lone = push(&queue, 10);
+            let mut lone = Box::pin(queue.next());
+            for _ in 0..turns {
+                assert!(lone.as_mut().now_or_never().is_none());
+            }
+            let (items, _flight) = lone.now_or_never().expect("nobody has come, or nobody came before");
+            assert_eq!(items.len(), 1);
+        }
     }
 
     #[test]
