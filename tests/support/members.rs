@@ -1,7 +1,7 @@
 //! Several real processes as one cluster.
 
-use super::eventually;
 use super::links::Links;
+use super::{eventually, stands_still};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 use std::fs::File;
@@ -304,6 +304,7 @@ impl Cluster {
 
     pub(crate) fn pause(&self, member: usize) {
         self.signal(member, rustix::process::Signal::STOP);
+        stands_still(self.members[member].child.as_ref().expect("it runs").id());
     }
 
     pub(crate) fn resume(&self, member: usize) {

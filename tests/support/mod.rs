@@ -131,6 +131,7 @@ impl Node {
     /// SIGSTOP: it stands still until `resume`.
     pub(crate) fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
+        stands_still(self.child.id());
     }
 
     pub(crate) fn resume(&self) {
@@ -189,6 +190,19 @@ fn follow(child: &mut Child, log: Arc<Mutex<Vec<String>>>) -> mpsc::Receiver<Str
         }
     });
     banner
+}
+
+/// Waits until a process that was sent SIGSTOP has no thread left that runs: on a busy machine that takes its time.
+fn stands_still(process: u32) {
+    let began = Instant::now();
+    let is_stopped = |task: std::fs::DirEntry| {
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { return true };
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    };
+    while !std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten().all(is_stopped) {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Asks until the answer is yes.
