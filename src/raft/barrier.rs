@@ -2,7 +2,7 @@
 //! answered anywhere before the barrier was asked for.
 //!
 //! One round is outstanding at a time; whoever comes meanwhile shares the next, so any number of
-//! readers costs one round of heartbeats, or elsewhere than on the leader one question to it. A round that would
+//! readers costs one question to a majority, or elsewhere than on the leader one to the leader. A round that would
 //! be smaller than the one before lets other tasks run first, a few times: those just answered often ask again.
 //! Invariants: a round's leadership check begins after each of its waiters arrived; a waiter returns
 //! only once what the round found committed is applied.

@@ -188,12 +188,7 @@ impl batcher::Log for Link {
     }
 
     async fn agreed_wall_ms(&self, own_ms: u64) -> Option<u64> {
-        let others: Vec<Peer> = {
-            let server = self.server.borrow_watched();
-            let members = server.membership_config.membership();
-            let voters = members.voter_ids().filter(|id| *id != self.id);
-            voters.filter_map(|id| Some(Peer { id, member: members.get_node(&id)?.clone() })).collect()
-        };
+        let others = self.other_voters(self.server.borrow_watched().membership_config.membership());
         let quorum = others.len().div_ceil(2) + 1;
         let asked = others.into_iter().map(|peer| self.call::<u64>(peer, Lane::Control, &Call::WallClock, WALL_CLOCK));
         let mut asked: FuturesUnordered<_> = asked.collect();
@@ -241,12 +236,15 @@ impl Link {
         }
     }
 
+    fn other_voters(&self, membership: &Membership<MemberId, Member>) -> Vec<Peer> {
+        let voters = membership.voter_ids().filter(|id| *id != self.id);
+        voters.filter_map(|id| Some(Peer { id, member: membership.get_node(&id)?.clone() })).collect()
+    }
+
     /// Whether a quorum, asked now, has heard of no later term: then nobody has led in one before the call.
     async fn is_latest(&self, term: u64, membership: &Membership<MemberId, Member>) -> bool {
-        let others = membership.voter_ids().filter(|id| *id != self.id);
-        let asked = others.filter_map(|id| {
-            let peer = Peer { id, member: membership.get_node(&id)?.clone() };
-            Some(async move { (id, self.call(peer, Lane::Control, &Call::IsLatestTerm(term), CONFIRM).await) })
+        let asked = self.other_voters(membership).into_iter().map(|peer| async move {
+            (peer.id, self.call(peer, Lane::Control, &Call::IsLatestTerm(term), CONFIRM).await)
         });
         let mut asked: FuturesUnordered<_> = asked.collect();
         let mut agreed = BTreeSet::new();
