@@ -337,6 +337,11 @@ impl Consensus {
         if mutant::is_active(Mutant::LeaseReadsOnWallClock) {
             return self.barrier_by_wall_clock(timeout).await;
         }
+        #[cfg(feature = "mutants")]
+        if mutant::is_active(Mutant::LateAnswersConfirm) && self.0.link.leads() {
+            let confirmed = tokio::time::timeout(timeout, self.0.link.confirm_by_any_answer()).await;
+            return confirmed.unwrap_or(Err(Failure::not_proposed(Why::Timeout)));
+        }
         let barrier = if self.0.link.leads() { &self.0.barrier } else { &self.0.remote_barrier };
         barrier.wait(timeout).await.map(drop)
     }

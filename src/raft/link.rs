@@ -262,6 +262,14 @@ impl Link {
         true
     }
 
+    /// The planted bug: openraft's own confirmation.
+    #[cfg(feature = "mutants")]
+    pub(super) async fn confirm_by_any_answer(&self) -> Result<(), Failure> {
+        let confirmed = self.raft.get_read_log_id(openraft::ReadPolicy::ReadIndex).await;
+        let (read, _) = confirmed.map_err(|_| no_leader())?;
+        self.applied(read.index()).await.map(drop)
+    }
+
     pub(super) async fn applied(&self, index: u64) -> Result<u64, Failure> {
         if self.applier.progress().covers(index) {
             return Ok(index);

@@ -22,6 +22,8 @@ pub enum Mutant {
     LocalReads,
     /// A read barrier is good for an election timeout, by the wall clock.
     LeaseReadsOnWallClock,
+    /// A read barrier believes openraft's own confirmation, which answers to earlier appends may give.
+    LateAnswersConfirm,
     /// An entry counts as applied before its data can be read.
     AppliedAheadOfData,
     /// The leader takes a follower to hold what has only been sent to it.
@@ -63,6 +65,7 @@ impl Mutant {
         Self::SnapshotAheadOfFlush,
         Self::LocalReads,
         Self::LeaseReadsOnWallClock,
+        Self::LateAnswersConfirm,
         Self::AppliedAheadOfData,
         Self::AckBeforeQuorum,
         Self::WatchResumesTwice,

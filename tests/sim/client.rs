@@ -138,9 +138,20 @@ impl Client {
         (fate, reply)
     }
 
-    /// One recorded read; what was seen.
+    /// One recorded read, anywhere; what was seen.
     pub(crate) async fn read(&mut self, range: KeyRange, linearizable: bool, at: Revision) -> Option<Vec<KeyValue>> {
-        let (to, who) = (self.anyone()?, self.fresh("read"));
+        let to = self.anyone()?;
+        self.read_from(to, range, linearizable, at).await
+    }
+
+    pub(crate) async fn read_from(
+        &mut self,
+        to: MemberId,
+        range: KeyRange,
+        linearizable: bool,
+        at: Revision,
+    ) -> Option<Vec<KeyValue>> {
+        let who = self.fresh("read");
         let (context, floor) = (self.context(), self.ledger.floor());
         let consistency =
             if linearizable { Consistency::Linearizable } else { Consistency::Stale { max_staleness: None } };

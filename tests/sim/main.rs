@@ -1,11 +1,12 @@
 //! The seeded simulation: the real consensus adapter, service and machine of three to six members, over
 //! simulated disks, an in-memory transport and clocks that only the simulation moves, under faults.
 //!
-//! One seed is one run. `TENURE_SIM_SEEDS=first..last` chooses the seeds (both included), or one. A seed
-//! repeats what is drawn here: sizes, delays, losses, faults, what clients ask and when. It does not
-//! repeat openraft's election timeouts and the choices of `select!`, which come from the thread's own
-//! randomness, nor the moment at which work on a blocking thread ends: so a failure comes back often
-//! rather than always. To see the same failure again, run its seed a few times.
+//! One seed is one run. `TENURE_SIM_SEEDS=first..last` chooses the seeds (both included), or one, and
+//! `TENURE_SIM_FAULTS=Late,Pause` the kinds of faults that all of them have. A seed repeats what is drawn
+//! here: sizes, delays, losses, faults, what clients ask and when. It does not repeat openraft's election
+//! timeouts and the choices of `select!`, which come from the thread's own randomness, nor the moment at
+//! which work on a blocking thread ends: so a failure comes back often rather than always. To see the same
+//! failure again, run its seed a few times.
 #![allow(
     clippy::print_stderr,
     clippy::unwrap_used,
@@ -115,7 +116,7 @@ fn seeds_keep_every_invariant() {
         return;
     }
     assert!(sum(|report| report.faults) >= 5 * runs, "too few faults acted");
-    assert!(sum(|report| report.acked) >= 100 * runs, "too few writes were acknowledged");
+    assert!(sum(|report| report.acked) >= 50 * runs, "too few writes were acknowledged");
     assert!(sum(|report| report.states) >= 100 * runs, "too few states were compared");
     assert!(sum(|report| report.logged) > 0 && sum(|report| report.events) > 0);
 }

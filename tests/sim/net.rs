@@ -48,6 +48,8 @@ struct Wires {
     cut: BTreeSet<(MemberId, MemberId)>,
     /// What is added to the way between a member and the others.
     slow_us: BTreeMap<MemberId, u64>,
+    /// Since when, and until when, nothing arrives.
+    held_us: BTreeMap<(MemberId, MemberId), (u64, u64)>,
     homes: BTreeMap<MemberId, Home>,
     calm: bool,
     carried: u64,
@@ -80,6 +82,7 @@ impl Net {
             numbered: 0,
             cut: BTreeSet::new(),
             slow_us: BTreeMap::new(),
+            held_us: BTreeMap::new(),
             homes: BTreeMap::new(),
             calm: false,
             carried: 0,
@@ -123,6 +126,11 @@ impl Net {
         self.0.lock().slow_us.insert(to, by_us);
     }
 
+    /// Between the two, what would arrive arrives after the second.
+    pub(crate) fn hold(&self, from: MemberId, to: MemberId, between_us: (u64, u64)) {
+        self.0.lock().held_us.insert((from, to), between_us);
+    }
+
     /// A running member that is far behind the others, if there is one.
     pub(crate) fn slowed(&self) -> Option<MemberId> {
         let wires = self.0.lock();
@@ -136,6 +144,7 @@ impl Net {
         wires.calm = true;
         wires.cut.clear();
         wires.slow_us.clear();
+        wires.held_us.clear();
     }
 
     /// Moves the time, and hands over what has arrived by then.
@@ -250,7 +259,12 @@ impl Wires {
         let (low, high) = self.swarm.delay_us;
         let slow = |id: MemberId| self.slow_us.get(&id).copied().unwrap_or(0);
         let slow_us = if from == CLIENTS || to == CLIENTS { 0 } else { slow(from).max(slow(to)) };
-        self.now_us + self.rng.between(low, high) + slow_us
+        let at = self.now_us + self.rng.between(low, high) + slow_us;
+        match self.held_us.get(&(from, to)) {
+            // In order, and much faster than it was sent.
+            Some((since, until)) if (*since..*until).contains(&at) => until + (at - since) / 32,
+            _ => at,
+        }
     }
 
     fn loses(&mut self, from: MemberId, to: MemberId) -> bool {

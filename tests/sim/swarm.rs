@@ -21,6 +21,9 @@ pub(crate) enum Fault {
     Split,
     /// What goes between a member and the others takes up to seconds.
     Slow,
+    /// What others send a member, and then what it sends them, waits until it all arrives in order: a
+    /// network that carries nothing for a while and breaks no connection.
+    Late,
     /// The log's disk does not answer.
     DiskHang,
     /// The wall clock jumps.
@@ -31,7 +34,7 @@ pub(crate) enum Fault {
     Membership,
 }
 
-pub(crate) const FAULTS: [Fault; 12] = [
+pub(crate) const FAULTS: [Fault; 13] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutAll,
@@ -40,6 +43,7 @@ pub(crate) const FAULTS: [Fault; 12] = [
     Fault::OneWay,
     Fault::Split,
     Fault::Slow,
+    Fault::Late,
     Fault::DiskHang,
     Fault::WallStep,
     Fault::Transfer,
@@ -71,11 +75,22 @@ pub(crate) struct Swarm {
     pub(crate) compactions: bool,
 }
 
+/// The kinds of faults that `TENURE_SIM_FAULTS` names, instead of those that a seed draws.
+fn wanted() -> Option<Vec<Fault>> {
+    let text = std::env::var("TENURE_SIM_FAULTS").ok()?;
+    let named = |name: &str| FAULTS.into_iter().find(|fault| format!("{fault:?}") == name);
+    let faults: Option<Vec<Fault>> = text.split(',').map(named).collect();
+    Some(faults.unwrap_or_else(|| panic!("TENURE_SIM_FAULTS={text}: expected some of {FAULTS:?}, with commas")))
+}
+
 impl Swarm {
     pub(crate) fn drawn(rng: &mut Rng) -> Self {
         let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| rng.percent(60)).collect();
         if faults.is_empty() {
             faults.push(Fault::Kill);
+        }
+        if let Some(wanted) = wanted() {
+            faults = wanted;
         }
         let slowest = if rng.percent(70) { 6_000 } else { 40_000 };
         Self {

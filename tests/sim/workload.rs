@@ -48,6 +48,14 @@ impl Client {
         }
     }
 
+    /// Reads from one member all the time, so that somebody waits there whatever happens to it.
+    pub(crate) async fn probe(mut self, member: MemberId) {
+        while !self.is_over() {
+            self.read_from(member, KeyRange::prefix("k/"), true, 0).await;
+            self.think(20, 200).await;
+        }
+    }
+
     async fn put(&mut self) {
         let (key, (who, value)) = (self.key(), self.value());
         let repeated = self.rng.percent(30);

@@ -197,6 +197,9 @@ impl World {
         for at in 0..self.setting.swarm.workers {
             tasks.push(Box::pin(client(format!("w{at}")).work()));
         }
+        for id in 1..=self.setting.swarm.members {
+            tasks.push(Box::pin(client(format!("r{id}")).probe(id)));
+        }
         for at in 0..2 {
             tasks.push(Box::pin(client(format!("f{at}")).follow()));
             tasks.push(Box::pin(client(format!("l{at}")).lease()));
