@@ -345,6 +345,18 @@ fn on_signal(kind: SignalKind) -> Result<Signal, NodeError> {
     signal(kind).map_err(io_error("wait for signals".to_owned(), ""))
 }
 
+/// What a port of this process allows.
+fn listening(connections_max: usize) -> Limits {
+    Limits {
+        connections_max,
+        head_bytes_max: limits::HEAD_BYTES_MAX,
+        headers_max: limits::HEADERS_MAX,
+        head_timeout: Duration::from_secs(limits::HEAD_TIMEOUT_S),
+        idle_timeout: Duration::from_secs(limits::IDLE_TIMEOUT_S),
+        stall_timeout: Duration::from_secs(limits::STALL_TIMEOUT_S),
+    }
+}
+
 /// Serves until SIGTERM or SIGINT (a second one ends the waiting), then ends everything in order.
 async fn until_told(
     listener: Listener,
@@ -355,19 +367,12 @@ async fn until_told(
 ) -> Result<(), NodeError> {
     let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
     let closing = CancellationToken::new();
-    let limits = Limits {
-        connections_max: limits::CONNECTIONS_MAX,
-        head_bytes_max: limits::HEAD_BYTES_MAX,
-        headers_max: limits::HEADERS_MAX,
-        head_timeout: Duration::from_secs(limits::HEAD_TIMEOUT_S),
-        idle_timeout: Duration::from_secs(limits::IDLE_TIMEOUT_S),
-        stall_timeout: Duration::from_secs(limits::STALL_TIMEOUT_S),
-    };
     // Connections have a task set of their own: they are drained while the rest still runs for them.
     let connections = TaskSet::new();
     let drain = within * DRAIN_PERCENT / 100;
     let handler = api::handler(Arc::new(state));
-    let serving = listener.serve(handler, limits, connections.clone(), closing.clone(), drain);
+    let serving =
+        listener.serve(handler, listening(limits::CONNECTIONS_MAX), connections.clone(), closing.clone(), drain);
     let mut serving = Box::pin(async {
         if !serving.await {
             tracing::warn!("connections were cut whose requests did not end in time");

@@ -7,7 +7,7 @@ use super::config::{Checked, Forming};
 use super::{NodeError, io_error};
 use crate::env::TaskSet;
 use crate::model::limits;
-use crate::net::{Limits, Listener};
+use crate::net::Listener;
 use crate::peer::Door;
 use crate::raft::Consensus;
 use futures_util::FutureExt;
@@ -62,16 +62,14 @@ impl PeerPort {
             Ok(listener) => listener,
             Err(error) => return Serving { failed: Some(error), closing, tasks },
         };
-        let limits = Limits {
-            connections_max: limits::PEER_CONNECTIONS_MAX,
-            head_bytes_max: limits::HEAD_BYTES_MAX,
-            headers_max: limits::HEADERS_MAX,
-            head_timeout: Duration::from_secs(limits::HEAD_TIMEOUT_S),
-            idle_timeout: Duration::from_secs(limits::IDLE_TIMEOUT_S),
-            stall_timeout: Duration::from_secs(limits::STALL_TIMEOUT_S),
-        };
         let handler = move |request| door.clone().handle(request);
-        let serving = listener.serve(handler, limits, tasks.clone(), closing.clone(), DRAIN);
+        let serving = listener.serve(
+            handler,
+            super::listening(limits::PEER_CONNECTIONS_MAX),
+            tasks.clone(),
+            closing.clone(),
+            DRAIN,
+        );
         // Peers keep their streams open until then.
         tasks.spawn("peer port", serving.map(drop));
         Serving { failed: None, closing, tasks }

@@ -151,6 +151,14 @@ pub struct State {
     pub recovered: bool,
 }
 
+impl State {
+    /// It leads, and a quorum hears it.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.leader == Some(self.id)
+    }
+}
+
 pub(super) type Core = Raft<Types, StateMachine>;
 
 /// A cheap handle.

@@ -404,7 +404,7 @@ impl Consensus {
         let state = self.state();
         About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            leads: state.leader == Some(state.id),
+            leads: state.is_followed(),
             applied: self.link().applier.progress().applied.map(|at| at.index),
             db_bytes: self.db_bytes().load(Ordering::Relaxed),
         }
@@ -455,7 +455,7 @@ impl Consensus {
 
     /// The word of a leader that a quorum follows.
     pub(super) fn has_member(&self, id: MemberId) -> Option<bool> {
-        if self.state().leader != Some(self.link().id) {
+        if !self.state().is_followed() {
             return None;
         }
         let server = self.link().server.borrow_watched();

@@ -276,7 +276,7 @@ impl Service {
             id: self.inner.member.id,
             cluster_id: self.inner.member.cluster_id,
             leader: state.leader.and(self.header().leader_name),
-            is_leader: state.leader == Some(state.id),
+            is_leader: state.is_followed(),
             learner: state.is_learner,
             term: state.term,
             raft_index: state.last_log.unwrap_or_default(),
