@@ -2,14 +2,14 @@
 
 use super::identity::DataDir;
 use super::{NodeError, disk_watch, fatal, io_error};
-use crate::env::{Clock, give_way};
+use crate::env::{Clock, give_way, take_turns};
 use crate::model::{EventPage, Failure, Fault, KeyRange, Rejection, Revision, limits};
 use crate::raft::{Consensus, DiskStall, NewStore};
 use crate::storage::blocks::{BlockOptions, BlockStore, Rotation};
 use crate::storage::engine::Engine;
 use crate::storage::realdisk::RealDisk;
 use crate::storage::sled::SledFactory;
-use crate::storage::snapshot::SnapshotStore;
+use crate::storage::snapshot::{Courtesy, SnapshotStore};
 use crate::storage::wal::{Observer, Recovered, Wal, WalOptions};
 use crate::storage::watched::Watched;
 use crate::telemetry::Metrics;
@@ -45,7 +45,7 @@ pub(super) fn open(
         ..WalOptions::new(data.wal(), Arc::clone(&fatal))
     };
     let (wal, recovered) = Wal::open(disk.clone(), options)?;
-    let snapshots = SnapshotStore::giving_way(disk, data.snapshot(), give_way)?;
+    let snapshots = SnapshotStore::giving_way(disk, data.snapshot(), Courtesy { give_way, take_turns })?;
     let new_store = new_store(data, clock, metrics)?;
     Ok(Stores { wal, recovered, snapshots, new_store })
 }

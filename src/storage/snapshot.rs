@@ -19,6 +19,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -104,7 +105,7 @@ pub struct SnapshotStore {
 struct Inner {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    give_way: fn(),
+    courtesy: Courtesy,
     state: Mutex<State>,
 }
 
@@ -137,26 +138,35 @@ enum Checked {
     Damaged(Fault),
 }
 
+/// How large files leave the machine to what somebody waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Courtesy {
+    /// Called between blocks that are read.
+    pub give_way: fn(),
+    /// Has a part of a file synced.
+    pub take_turns: fn(&dyn Fn() -> io::Result<()>) -> io::Result<()>,
+}
+
 impl SnapshotStore {
     /// Makes the directory if need be and removes what a crash left half-written.
     ///
     /// # Errors
     /// A fault of the disk.
     pub fn open(disk: Arc<dyn Disk>, dir: impl Into<PathBuf>) -> Result<Self, Fault> {
-        Self::giving_way(disk, dir, || {})
+        Self::giving_way(disk, dir, Courtesy { give_way: || {}, take_turns: |sync| sync() })
     }
 
-    /// As `open`; `give_way` is called between blocks that are read.
+    /// As `open`, with courtesy.
     ///
     /// # Errors
     /// As `open`.
-    pub fn giving_way(disk: Arc<dyn Disk>, dir: impl Into<PathBuf>, give_way: fn()) -> Result<Self, Fault> {
+    pub fn giving_way(disk: Arc<dyn Disk>, dir: impl Into<PathBuf>, courtesy: Courtesy) -> Result<Self, Fault> {
         let dir = dir.into();
         disk.create_dir_all(&dir).map_err(|error| Fault::io("make the snapshot directory", &error))?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             disk.sync_dir(parent).map_err(|error| Fault::io("flush the data directory", &error))?;
         }
-        let inner = Inner { disk, dir, give_way, state: Mutex::default() };
+        let inner = Inner { disk, dir, courtesy, state: Mutex::default() };
         for name in inner.names()? {
             if name.ends_with(TEMPORARY_SUFFIX) {
                 inner.remove(&inner.dir.join(name))?;
@@ -240,7 +250,8 @@ impl SnapshotStore {
     /// A fault of the disk, or a damaged header.
     pub fn read_staged(&self, digest: &[u8; 32]) -> Result<Option<SnapshotReader>, Fault> {
         let Some(path) = self.inner.staged(digest)? else { return Ok(None) };
-        SnapshotReader::new(&self.inner.open_file(&path)?, path.display().to_string(), self.inner.give_way).map(Some)
+        SnapshotReader::new(&self.inner.open_file(&path)?, path.display().to_string(), self.inner.courtesy.give_way)
+            .map(Some)
     }
 
     /// The bytes of a staged backup, if it is here.
@@ -295,7 +306,7 @@ impl SnapshotStore {
     /// A fault of the disk, or a damaged header.
     pub fn read(&self, id: SnapshotId) -> Result<SnapshotReader, Fault> {
         let path = self.inner.path(id);
-        SnapshotReader::new(&self.inner.open_file(&path)?, path.display().to_string(), self.inner.give_way)
+        SnapshotReader::new(&self.inner.open_file(&path)?, path.display().to_string(), self.inner.courtesy.give_way)
     }
 
     /// The bytes of one file as they are, for download.
@@ -423,7 +434,7 @@ impl Inner {
 
     fn verify(&self, id: SnapshotId) -> Result<SnapshotSummary, Fault> {
         let path = self.path(id);
-        let summary = verify(&self.open_file(&path)?, path.display().to_string(), self.give_way)?;
+        let summary = verify(&self.open_file(&path)?, path.display().to_string(), self.courtesy.give_way)?;
         if SnapshotId::of(&summary.meta) != id {
             return Err(Fault::corrupt(path.display().to_string(), "it is of another log position than its name says"));
         }

@@ -77,7 +77,8 @@ impl Temporary {
         }
         // The log is on the same disk, and its syncs would wait for all of a large file.
         self.flushed = self.offset;
-        self.file.sync_data().map_err(|error| Fault::io("write out a snapshot", &error))
+        let synced = (self.inner.courtesy.take_turns)(&|| self.file.sync_data());
+        synced.map_err(|error| Fault::io("write out a snapshot", &error))
     }
 
     fn flush(&mut self) -> Result<(), Fault> {
@@ -182,7 +183,7 @@ impl SnapshotImport {
     /// `Fault::Io` of the disk.
     pub fn verify(mut self) -> Result<VerifiedImport, Fault> {
         self.file.flush()?;
-        let summary = verify(&self.file.file, self.file.path.display().to_string(), self.file.inner.give_way)?;
+        let summary = verify(&self.file.file, self.file.path.display().to_string(), self.file.inner.courtesy.give_way)?;
         Ok(VerifiedImport { file: self.file, summary })
     }
 }
@@ -205,7 +206,7 @@ impl VerifiedImport {
     /// # Errors
     /// A fault of the disk.
     pub fn read(&self) -> Result<SnapshotReader, Fault> {
-        SnapshotReader::new(&self.file.file, self.file.path.display().to_string(), self.file.inner.give_way)
+        SnapshotReader::new(&self.file.file, self.file.path.display().to_string(), self.file.inner.courtesy.give_way)
     }
 
     /// Keeps it beside the snapshots, under its digest.
