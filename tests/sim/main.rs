@@ -116,7 +116,9 @@ fn seeds_keep_every_invariant() {
         return;
     }
     assert!(sum(|report| report.faults) >= 5 * runs, "too few faults acted");
-    assert!(sum(|report| report.acked) >= 50 * runs, "too few writes were acknowledged");
+    // Named faults may be such as stop most writes.
+    let least = if swarm::wanted().is_some() { 50 } else { 100 };
+    assert!(sum(|report| report.acked) >= least * runs, "too few writes were acknowledged");
     assert!(sum(|report| report.states) >= 100 * runs, "too few states were compared");
     assert!(sum(|report| report.logged) > 0 && sum(|report| report.events) > 0);
 }

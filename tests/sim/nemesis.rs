@@ -81,8 +81,7 @@ impl Nemesis {
 
     /// Answers what was done, if anything was.
     fn act(&mut self, fault: Fault, world: &mut World) -> Option<String> {
-        let leader = world.leader().filter(|_| fault == Fault::Late);
-        let victim = leader.or_else(|| self.victim(world))?;
+        let victim = self.victim(world)?;
         match fault {
             Fault::Kill => {
                 let until_us = self.until(world, 20, 2_500);
@@ -119,9 +118,8 @@ impl Nemesis {
                 }
                 return Some(format!("member {victim} by {offset_ms} ms"));
             }
-            Fault::Isolate | Fault::OneWay | Fault::Split | Fault::Slow | Fault::Late => {
-                return self.divide(fault, victim, world);
-            }
+            Fault::Isolate | Fault::OneWay | Fault::Split | Fault::Slow => return self.divide(fault, victim, world),
+            Fault::Late => return Some(self.hold_back(world.leader().unwrap_or(victim), world)),
             Fault::Transfer => {
                 let home = world.net().home(victim)?;
                 home.runtime.clone().spawn(async move { home.consensus.hand_over().await });
@@ -160,13 +158,7 @@ impl Nemesis {
     }
 
     fn divide(&mut self, fault: Fault, victim: MemberId, world: &World) -> Option<String> {
-        let (at_least_ms, at_most_ms) = match fault {
-            Fault::Slow => (2_000, 5_000),
-            // Long enough for an election.
-            Fault::Late => (700, 1_800),
-            _ => (300, 5_000),
-        };
-        let until_us = self.until(world, at_least_ms, at_most_ms);
+        let until_us = self.until(world, if fault == Fault::Slow { 2_000 } else { 300 }, 5_000);
         let everybody = world.known();
         let others: Vec<MemberId> = everybody.iter().copied().filter(|id| *id != victim).collect();
         match fault {
@@ -183,19 +175,6 @@ impl Nemesis {
                 world.net().slow(victim, by_us);
                 self.mends.push((until_us, Mend::Slow(victim)));
                 return Some(format!("member {victim} by {} ms", by_us / 1000));
-            }
-            Fault::Late => {
-                // Answers to what it could still send are among what waits, and what one of them brings
-                // about finds others still on their way.
-                let deaf_us = world.now_us();
-                let dumb_us = deaf_us + self.rng.between(20_000, 200_000);
-                let later_us = self.rng.between(0, 400_000);
-                for other in others {
-                    let until_us = until_us + self.rng.between(0, 400_000);
-                    world.net().hold(other, victim, (deaf_us, until_us));
-                    world.net().hold(victim, other, (dumb_us, until_us + later_us));
-                }
-                return Some(format!("member {victim} until {} ms", until_us / 1000));
             }
             Fault::Split => {
                 let mut order = everybody;
@@ -215,6 +194,20 @@ impl Nemesis {
             }
         }
         Some(format!("member {victim}"))
+    }
+
+    /// For long enough for an election. Answers to what the victim could still send are among what
+    /// waits, and what one of them brings about finds others still on their way.
+    fn hold_back(&mut self, victim: MemberId, world: &World) -> String {
+        let (deaf_us, until_us) = (world.now_us(), self.until(world, 700, 1_800));
+        let dumb_us = deaf_us + self.rng.between(20_000, 200_000);
+        let later_us = self.rng.between(0, 400_000);
+        for other in world.known().into_iter().filter(|id| *id != victim) {
+            let until_us = until_us + self.rng.between(0, 400_000);
+            world.net().hold(other, victim, (deaf_us, until_us));
+            world.net().hold(victim, other, (dumb_us, until_us + later_us));
+        }
+        format!("member {victim} until {} ms", until_us / 1000)
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) struct Swarm {
 }
 
 /// The kinds of faults that `TENURE_SIM_FAULTS` names, instead of those that a seed draws.
-fn wanted() -> Option<Vec<Fault>> {
+pub(crate) fn wanted() -> Option<Vec<Fault>> {
     let text = std::env::var("TENURE_SIM_FAULTS").ok()?;
     let named = |name: &str| FAULTS.into_iter().find(|fault| format!("{fault:?}") == name);
     let faults: Option<Vec<Fault>> = text.split(',').map(named).collect();
