@@ -142,6 +142,8 @@ pub(crate) enum History {
 /// More than `FEW_MAX` versions.
 #[derive(Debug, Clone)]
 pub(crate) struct Many {
+    /// Of `older`; most writes look at it, and it lies far from here.
+    oldest: Option<Entry>,
     /// Added to in one go, when there are `FEW_MAX` newest: copying a node of it costs more than copying those.
     older: Arc<Vector<Entry>>,
     /// One to `FEW_MAX`.
@@ -149,11 +151,15 @@ pub(crate) struct Many {
 }
 
 impl Many {
+    fn new(older: Vector<Entry>, newest: SmallVec<[Entry; FEW_MAX]>) -> Self {
+        Self { oldest: older.front().copied(), older: Arc::new(older), newest }
+    }
+
     /// Of entries of which there is at least one.
     fn of(entries: impl Iterator<Item = Entry>) -> Self {
         let mut older: Vector<Entry> = entries.collect();
         let newest = older.pop_back().into_iter().collect();
-        Self { older: Arc::new(older), newest }
+        Self::new(older, newest)
     }
 
     fn len(&self) -> usize {
@@ -161,6 +167,9 @@ impl Many {
     }
 
     fn get(&self, at: usize) -> Option<Entry> {
+        if at == 0 && self.oldest.is_some() {
+            return self.oldest;
+        }
         match at.checked_sub(self.older.len()) {
             None => self.older.get(at).copied(),
             Some(at) => self.newest.get(at).copied(),
@@ -171,16 +180,16 @@ impl Many {
         if self.newest.len() < FEW_MAX {
             let mut newest = SmallVec::from_slice(&self.newest);
             newest.push(new);
-            return Self { older: self.older.clone(), newest };
+            return Self { oldest: self.oldest, older: self.older.clone(), newest };
         }
         let mut older = Vector::clone(&self.older);
         older.extend(self.newest.iter().copied());
-        Self { older: Arc::new(older), newest: SmallVec::from_slice(&[new]) }
+        Self::new(older, SmallVec::from_slice(&[new]))
     }
 
     /// Without some of the older ones.
     fn without_oldest(&self, count: usize) -> Self {
-        Self { older: Arc::new(self.older.skip(count)), newest: SmallVec::from_slice(&self.newest) }
+        Self::new(self.older.skip(count), SmallVec::from_slice(&self.newest))
     }
 }
 

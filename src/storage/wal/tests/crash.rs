@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::storage::mutant::Mutant;
-use crate::storage::simdisk::{SimDisk, Survivors};
+use crate::storage::simdisk::{Operation, SimDisk, Survivors};
 use crate::storage::wal::Threading;
 
 const SEGMENT: u64 = 2048;
@@ -91,6 +91,35 @@ fn truncated_and_overwritten_entries_never_come_back() {
         calls.extend([Call::Truncate(kept), Call::Append(vec![250; 3]), Call::Pump, Call::Vote, Call::Pump]);
     }
     crash_everywhere(&calls, 12, None).unwrap();
+}
+
+#[test]
+fn zeros_go_ahead_of_the_log_now_and_then_and_may_be_lost_at_any_time() {
+    const SEGMENT: u64 = 1 << 20;
+    const APPENDS: usize = 20;
+    let run = |operations| {
+        let disk = SimDisk::new();
+        let mut driver = Driver::open(&disk, SEGMENT, None).unwrap();
+        let opened = disk.trace().len();
+        disk.cut_after(operations);
+        for _ in 0..APPENDS {
+            driver.run(&[Call::Append(vec![30_000])]);
+        }
+        driver.wal.abandon();
+        (driver, disk.trace().split_off(opened.min(disk.trace().len())))
+    };
+    let (driver, trace) = run(u64::MAX);
+    let count = |wanted| trace.iter().filter(|(operation, _)| *operation == wanted).count();
+    assert_eq!(count(Operation::SyncData), APPENDS);
+    assert_eq!(count(Operation::Write), APPENDS + 2, "zeros once for each 256 KiB, the first when the segment began");
+    for operations in 0..=driver.disk.operations() {
+        let (driver, _) = run(operations);
+        for seed in 0..6 {
+            let copy = driver.disk.fork();
+            copy.crash(Survivors::Seeded(seed));
+            check(&driver, &copy, SEGMENT, None).unwrap();
+        }
+    }
 }
 
 #[test]
