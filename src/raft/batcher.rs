@@ -237,8 +237,12 @@ impl<L: Log> Worker<L> {
     async fn append(&mut self, mut live: Vec<Queued>, flight: Flight, attempt: u32, now: Duration, term: u64) {
         let (applied_ms, wall_ms) = (self.log.applied_ms(), self.clock.wall_ms());
         let target_ms = if self.log_clock.begins(term) {
-            // Without a quorum's word there is no step, only the slew from here on.
-            self.log.agreed_wall_ms(wall_ms).await.unwrap_or(applied_ms)
+            // Without a quorum's word nothing could be committed either. A term must not begin without: the next
+            // would step over the time it went by, and what was to be remembered for a while would be forgotten.
+            let Some(agreed_ms) = self.log.agreed_wall_ms(wall_ms).await else {
+                return put_back(live, flight, attempt, &self.refuse);
+            };
+            agreed_ms
         } else {
             wall_ms
         };

@@ -31,8 +31,8 @@ use std::time::Duration;
 const READ_INDEX: Duration = Duration::from_secs(2);
 /// How long a member may take to tell whether it has heard of a later term; then all are asked again.
 const CONFIRM: Duration = Duration::from_millis(500);
-/// How long a member may take to tell its wall clock; the first batch of a term waits for it.
-const WALL_CLOCK: Duration = Duration::from_millis(200);
+/// How long a member may take to tell its wall clock; then all are asked again. The first batch of a term waits for it.
+const WALL_CLOCK: Duration = Duration::from_secs(1);
 
 pub(super) struct Link {
     pub(super) id: MemberId,

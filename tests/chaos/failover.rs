@@ -307,3 +307,23 @@ fn a_leader_that_is_cut_off_answers_no_linearizable_read() {
     let bad = seen.iter().find(|(called, body)| *called > written && body == b"old");
     assert!(bad.is_none(), "VIOLATION: a stale read: {bad:?}");
 }
+
+/// The first batch of a cluster comes while its leader can ask nobody else for the time. If it began its term
+/// without, the next leader's would step over it, and forget at once what came of requests.
+#[test]
+fn a_repetition_is_known_though_the_first_term_began_in_a_standstill() {
+    let _machine = machine();
+    let mut fleet = Fleet::start(3, &[], false);
+    let (leader, _) = fleet.leader();
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    others.iter().for_each(|slot| fleet.pause(*slot));
+    let first = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| fleet.put(leader, "once", "x"));
+        // Longer than a member is waited for that is asked for the time.
+        std::thread::sleep(Duration::from_millis(1_500));
+        others.iter().for_each(|slot| fleet.resume(*slot));
+        writer.join().unwrap()
+    });
+    assert!(fleet.kill(leader), "it had ended before");
+    assert_eq!(fleet.put(others[0], "once", "x"), first, "VIOLATION: a write was done twice");
+}

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Notify, oneshot, watch};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -29,6 +29,8 @@ struct Held {
     elsewhere: Mutex<Option<Route>>,
     /// The other members do not tell their wall clocks.
     silent: AtomicBool,
+    /// How often a quorum of them cannot be asked.
+    unheard: AtomicU64,
     forwards: Mutex<VecDeque<Forward>>,
 }
 
@@ -46,7 +48,8 @@ impl Log for Held {
         if self.silent.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        Some(own_ms)
+        let unheard = self.unheard.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        unheard.is_err().then_some(own_ms)
     }
 
     fn route(&self) -> Route {
@@ -469,6 +472,21 @@ async fn what_waits_for_the_wall_clocks_is_not_proposed_yet() {
     bench.tasks.stopping().cancel();
     assert_eq!(unavailable(late.await.unwrap()), (Why::ShuttingDown, Outcome::NotProposed));
     assert!(bench.log.writes.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_does_not_begin_before_a_quorum_has_told_the_time() {
+    let bench = Bench::new();
+    bench.log.unheard.store(u64::MAX, Ordering::Relaxed);
+    let answer = bench.propose(1, Duration::from_millis(50));
+    assert_eq!(unavailable(answer.await.unwrap()), (Why::NoLeader, Outcome::NotProposed));
+    bench.log.unheard.store(3, Ordering::Relaxed);
+    let late = bench.propose(2, LONG);
+    let write = bench.log.next().await;
+    assert_eq!((write.0.proposed_at_ms, write.0.proposals.len()), (bench.clock.wall_ms(), 1));
+    accept(write);
+    assert_eq!(quota_of(&late.await.unwrap()), 2);
+    assert!(bench.tasks.stop(LONG).await);
 }
 
 proptest! {
