@@ -201,6 +201,7 @@ impl Writer {
     /// without a sound header is damaged, not torn.
     fn begin_segment(&mut self, piece: &Piece) -> Result<(), Fault> {
         let reserved = self.spare.take();
+        self.written_to = 0;
         let fault = |what: &str, error: &io::Error| self.fault(what, piece.segment, error);
         let file = match reserved {
             Some(file) => file,
@@ -226,7 +227,7 @@ impl Writer {
     /// it does not matter how much of them survives a crash.
     fn zeroed_ahead(&self, file: &dyn DiskFile, piece: &Piece) -> Result<u64, Fault> {
         let end = u64::from(piece.start) + piece.bytes.len() as u64;
-        if end <= self.written_to && !piece.begins_segment() {
+        if end <= self.written_to {
             return Ok(self.written_to);
         }
         let reserved = file.len().map_err(|error| self.fault("measure", piece.segment, &error))?;

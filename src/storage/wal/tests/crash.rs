@@ -106,7 +106,7 @@ fn zeros_go_ahead_of_the_log_now_and_then_and_may_be_lost_at_any_time() {
             driver.run(&[Call::Append(vec![30_000])]);
         }
         driver.wal.abandon();
-        (driver, disk.trace().split_off(opened.min(disk.trace().len())))
+        (driver, disk.trace().split_off(opened))
     };
     let (driver, trace) = run(u64::MAX);
     let count = |wanted| trace.iter().filter(|(operation, _)| *operation == wanted).count();
