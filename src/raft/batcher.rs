@@ -15,6 +15,7 @@ use super::responder::Callback;
 use super::types::{LogBatch, Types};
 use crate::env::{Clock, TaskSet};
 use crate::model::{Failure, Fault, Outcome, Proposal, Why, codec, limits};
+use crate::storage::mutant::{self, Mutant};
 use crate::telemetry::metrics::Metrics;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -239,10 +240,11 @@ impl<L: Log> Worker<L> {
         let target_ms = if self.log_clock.begins(term) {
             // Without a quorum's word nothing could be committed either. A term must not begin without: the next
             // would step over the time it went by, and what was to be remembered for a while would be forgotten.
-            let Some(agreed_ms) = self.log.agreed_wall_ms(wall_ms).await else {
-                return put_back(live, flight, attempt, &self.refuse);
-            };
-            agreed_ms
+            match self.log.agreed_wall_ms(wall_ms).await {
+                Some(agreed_ms) => agreed_ms,
+                None if mutant::is_active(Mutant::TermBeginsUnasked) => applied_ms,
+                None => return put_back(live, flight, attempt, &self.refuse),
+            }
         } else {
             wall_ms
         };

@@ -42,6 +42,8 @@ pub enum Mutant {
     FormerLeaderExpires,
     /// A new leader does not give leases their whole TTL.
     NewLeaderCutsLeases,
+    /// A term begins though no quorum has told the time.
+    TermBeginsUnasked,
     /// A keep-alive is answered by whoever believes that it leads.
     KeepAliveWithoutQuorum,
     /// A snapshot has no idempotency records.
@@ -75,6 +77,7 @@ impl Mutant {
         Self::RequestIdForgotten,
         Self::FormerLeaderExpires,
         Self::NewLeaderCutsLeases,
+        Self::TermBeginsUnasked,
         Self::KeepAliveWithoutQuorum,
         Self::SnapshotForgetsRequests,
         Self::SnapshotForgetsLeases,

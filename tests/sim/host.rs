@@ -10,7 +10,6 @@ use super::net::{Home, Net};
 use super::rng::Rng;
 use super::swarm::Swarm;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,6 +29,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 pub(crate) const CLUSTER: u64 = 0x7e57;
+/// Who begins the cluster, again if a power cut takes what it had begun with.
+const FOUNDER: MemberId = 1;
 /// Where the simulated wall clocks begin.
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
@@ -216,17 +217,13 @@ impl Host {
     }
 
     /// Starts the process on what its disk holds.
-    pub(crate) fn start(
-        &mut self,
-        setting: &Setting,
-        founders: Option<BTreeMap<MemberId, Member>>,
-    ) -> Result<(), String> {
+    pub(crate) fn start(&mut self, setting: &Setting) -> Result<(), String> {
         let runtime = runtime();
         self.life += 1;
         let began_us = setting.net.now_us();
         let pump = self.rng.fork();
         let hung = Arc::new(AtomicBool::new(false));
-        let started = runtime.block_on(self.assemble(setting, began_us, (pump, hung.clone()), founders));
+        let started = runtime.block_on(self.assemble(setting, began_us, (pump, hung.clone())));
         let (origin, consensus, service, wal) = started?;
         let home = Home { runtime: runtime.handle().clone(), consensus: consensus.clone(), service, life: self.life };
         setting.net.move_in(self.id, home);
@@ -240,7 +237,6 @@ impl Host {
         setting: &Setting,
         began_us: u64,
         (pump, hung): (Rng, Arc<AtomicBool>),
-        founders: Option<BTreeMap<MemberId, Member>>,
     ) -> Result<(Instant, Consensus, Service, Wal), String> {
         let (id, swarm) = (self.id, &setting.swarm);
         let origin = Instant::now();
@@ -260,6 +256,7 @@ impl Host {
         };
         let (wal, recovered) =
             Wal::open(Arc::new(self.disk.clone()), wal_options).map_err(|error| format!("member {id}: {error}"))?;
+        let has_log = recovered.last_index.is_some() || recovered.purged.is_some();
         tokio::spawn(pump_log(wal.clone(), pump, swarm.sync_us, hung));
         let snapshots = SnapshotStore::open(Arc::new(self.disk.clone()), "/data/snapshot")
             .map_err(|fault| format!("member {id}: {fault}"))?;
@@ -292,7 +289,8 @@ impl Host {
         let consensus = Consensus::start(options, parts).await.map_err(|error| format!("member {id}: {error}"))?;
         drop(late.set(consensus.clone()));
         tasks.spawn("watch hub", hub.clone().run());
-        if let Some(founders) = founders {
+        if id == FOUNDER && !has_log {
+            let founders = (1..=swarm.members).map(|id| (id, member(id))).collect();
             consensus.bootstrap(founders).await.map_err(|fault| format!("member {id}: {fault}"))?;
         }
         let service = Service::new(

@@ -16,6 +16,8 @@ const ASKED: Duration = Duration::from_secs(3);
 pub(crate) struct Nemesis {
     rng: Rng,
     next_us: u64,
+    /// Who led when it was last looked.
+    led: Option<MemberId>,
     mends: Vec<(u64, Mend)>,
     /// When a snapshot or a compaction is due, beside the faults.
     upkeep_us: u64,
@@ -30,7 +32,7 @@ enum Mend {
 
 impl Nemesis {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { rng, next_us: 1_500_000, mends: Vec::new(), upkeep_us: 1_000_000, acted: 0 }
+        Self { rng, next_us: 1_500_000, led: None, mends: Vec::new(), upkeep_us: 1_000_000, acted: 0 }
     }
 
     /// What is due now.
@@ -48,10 +50,12 @@ impl Nemesis {
             self.upkeep_us = now_us + self.rng.between(200_000, 1_200_000);
             self.upkeep(world);
         }
-        if now_us < self.next_us {
+        let swarm: &Swarm = world.swarm();
+        let led = std::mem::replace(&mut self.led, world.leader());
+        let begins = led != self.led && self.led.is_some();
+        if now_us < self.next_us && !(begins && self.rng.percent(swarm.faults_at_begin)) {
             return;
         }
-        let swarm: &Swarm = world.swarm();
         let every_us = swarm.fault_every_ms * 1000;
         let fault = self.rng.pick(&swarm.faults).copied();
         self.next_us = now_us + self.rng.between(every_us / 2, every_us * 3 / 2);

@@ -58,6 +58,8 @@ pub(crate) struct Swarm {
     pub(crate) faulty_ms: u64,
     pub(crate) fault_every_ms: u64,
     pub(crate) faults: Vec<Fault>,
+    /// Of 100 members that come to lead, so many bring about a fault at once, where a term begins.
+    pub(crate) faults_at_begin: u64,
     pub(crate) delay_us: (u64, u64),
     /// Of 10,000 messages between members, so many are lost, and so many calls arrive twice.
     pub(crate) lost: u64,
@@ -99,6 +101,7 @@ impl Swarm {
             faulty_ms: rng.between(10_000, 14_000),
             fault_every_ms: rng.between(400, 1_500),
             faults,
+            faults_at_begin: if rng.percent(50) { rng.between(20, 100) } else { 0 },
             delay_us: (200, rng.between(1_000, slowest)),
             lost: if rng.percent(50) { rng.between(1, 60) } else { 0 },
             doubled: if rng.percent(50) { rng.between(1, 300) } else { 0 },

@@ -5,7 +5,7 @@
 //! and the cluster must answer, settle and agree within bounds.
 
 use super::client::{Client, one, put};
-use super::host::{Host, Process, Setting, Trace, member, runtime};
+use super::host::{Host, Process, Setting, Trace, runtime};
 use super::invariants;
 use super::ledger::Fate;
 use super::nemesis::Nemesis;
@@ -174,18 +174,16 @@ impl World {
     }
 
     fn start_all(&mut self) {
-        let founders: BTreeMap<MemberId, _> = (1..=self.setting.swarm.members).map(|id| (id, member(id))).collect();
         self.orders.lock().next_id = self.setting.swarm.members;
-        for id in founders.keys() {
-            let founds = (*id == 1).then(|| founders.clone());
-            self.boot(*id, founds);
+        for id in 1..=self.setting.swarm.members {
+            self.boot(id);
         }
     }
 
-    fn boot(&mut self, id: MemberId, founders: Option<BTreeMap<MemberId, tenure::raft::Member>>) {
+    fn boot(&mut self, id: MemberId) {
         let rng = self.rng.fork();
         let host = self.hosts.entry(id).or_insert_with(|| Host::new(id, rng));
-        if let Err(error) = host.start(&self.setting, founders) {
+        if let Err(error) = host.start(&self.setting) {
             self.setting.ledger.violate(format!("a member does not start: {error}"));
         }
     }
@@ -235,7 +233,7 @@ impl World {
         for id in order {
             let Some(host) = self.hosts.get_mut(&id) else { continue };
             if !host.is_up() && !host.retired && now_us >= host.down_until_us {
-                self.boot(id, None);
+                self.boot(id);
             } else {
                 host.tick(now_us, tick_us);
             }
@@ -258,7 +256,7 @@ impl World {
             (std::mem::take(&mut orders.boot), std::mem::take(&mut orders.retire))
         };
         for id in boot {
-            self.boot(id, None);
+            self.boot(id);
         }
         for id in retire {
             self.kill(id, None, u64::MAX);
@@ -401,7 +399,6 @@ pub(crate) fn run(seed: u64) -> Report {
     drop(super::panics());
     let mut world = World::new(seed);
     world.start_all();
-    world.run_until("the first leader", ANSWERS_US, |world| world.leader().is_some());
     world.start_clients();
     let mut nemesis = Nemesis::new(world.rng.fork());
     let until_us = world.now_us() + world.swarm().faulty_ms * 1000;
