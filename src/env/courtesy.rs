@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Beside a thread of the usual priority that never waits, this leaves one a tenth of a processor.
 #[cfg(target_os = "linux")]
@@ -24,6 +25,13 @@ const DISK_PAUSE_MAX: Duration = Duration::from_millis(20);
 thread_local! {
     /// When this thread gives way again; `None`: it never does.
     static NEXT: Cell<Option<Instant>> = Cell::new(is_background().then(now));
+}
+
+/// Runs work of a task. If it may take long, the other tasks of this worker, which may be the only one, are given to
+/// another thread first; always would cost a thread switch each.
+pub fn unhurried<T>(is_long: bool, work: impl FnOnce() -> T) -> T {
+    let elsewhere = || Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if is_long && elsewhere() { tokio::task::block_in_place(work) } else { work() }
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long others had the processor; nobody is told")]
@@ -86,6 +94,7 @@ fn disk_pause(busy: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TaskSet;
     use super::*;
 
     #[test]
@@ -106,6 +115,20 @@ mod tests {
 
     const fn is_background_known() -> bool {
         cfg!(target_os = "linux")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn other_tasks_of_the_only_worker_run_beside_long_work() {
+        let tasks = TaskSet::new();
+        let (other_ran, ran) = std::sync::mpsc::channel();
+        let (finished, result) = tokio::sync::oneshot::channel();
+        let others = tasks.clone();
+        tasks.spawn("long work", async move {
+            others.spawn("another", async move { other_ran.send(()).unwrap() });
+            finished.send(unhurried(true, || ran.recv_timeout(Duration::from_secs(10)).is_ok())).unwrap();
+        });
+        assert!(result.await.unwrap());
+        assert_eq!(unhurried(false, || std::thread::current().id()), std::thread::current().id());
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub mod signal;
 pub mod tasks;
 
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use courtesy::{give_way, take_turns};
+pub use courtesy::{give_way, take_turns, unhurried};
 pub use entropy::{Entropy, SeededEntropy, SystemEntropy};
 pub use signal::Signal;
 pub use tasks::TaskSet;

@@ -98,6 +98,38 @@ pub enum Command {
     Auth(AuthCommand),
 }
 
+impl Command {
+    /// Whether it concerns no more keys than it names.
+    #[must_use]
+    pub fn is_brief(&self) -> bool {
+        match self {
+            Self::Txn(txn) => txn.is_brief(),
+            Self::Fenced { command, .. } => command.is_brief(),
+            Self::LeaseRevoke { .. } | Self::LeaseExpire { .. } | Self::Restore { .. } | Self::Compact { .. } => false,
+            Self::RaiseFeatureLevel { .. }
+            | Self::SetQuota { .. }
+            | Self::LeaseGrant { .. }
+            | Self::LeaseGrantLabelled { .. }
+            | Self::LeaseCheckpoint { .. }
+            | Self::LeaseRenew { .. }
+            | Self::TtlSet { .. }
+            | Self::TtlClear { .. }
+            | Self::Auth(_) => true,
+        }
+    }
+}
+
+impl Txn {
+    fn is_brief(&self) -> bool {
+        self.compares.iter().all(|compare| compare.range.single_key().is_some())
+            && self.success.iter().chain(&self.failure).all(|op| match op {
+                Op::Delete { range, .. } | Op::Range(RangeOp { range, .. }) => range.single_key().is_some(),
+                Op::Txn(txn) => txn.is_brief(),
+                Op::Put(_) | Op::Add { .. } | Op::MergePatch { .. } | Op::RateTake { .. } | Op::Session { .. } => true,
+            })
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseLabel {
     pub name: Option<String>,
@@ -291,4 +323,27 @@ pub enum SortOrder {
     #[default]
     Ascending,
     Descending,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_concern_any_number_of_keys_is_not_brief() {
+        let one = |op| Command::Txn(Txn { success: vec![op], ..Txn::default() });
+        let delete = |range| Op::Delete { range, prev_kv: false };
+        let nested = |op| Op::Txn(Box::new(Txn { failure: vec![op], ..Txn::default() }));
+        assert!(one(nested(delete(KeyRange::key("a")))).is_brief());
+        let long = [
+            one(delete(KeyRange::prefix("a"))),
+            one(nested(delete(KeyRange::prefix("a")))),
+            one(Op::Range(RangeOp::newest(KeyRange::all()))),
+            Command::LeaseExpire { term: 1, leases: Vec::new() },
+        ];
+        for command in long {
+            let fenced = Command::Fenced { fences: Vec::new(), command: Box::new(command.clone()) };
+            assert!(!command.is_brief() && !fenced.is_brief(), "{command:?}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::log_store::io_error;
 use super::restore::{Digest, Prepared, restores};
 use super::snapshots::{Builder, Restored, Snapshots, Stored, Tail};
 use super::types::{LogId, Outcomes, Payload, StoredMembership, Types, log_id, position};
-use crate::env::Clock;
+use crate::env::{Clock, unhurried};
 use crate::machine::{LeaseChange, Machine, Reader};
 use crate::model::{Batch, Command, Fault, LogPosition, Op, Revision, RevisionEvents, codec, limits};
 use crate::storage::blocks::BlockStore;
@@ -26,8 +26,10 @@ use parking_lot::{Mutex, MutexGuard};
 use std::fmt::{self, Debug};
 use std::io;
 use std::sync::Arc;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
+
+/// From here on, applying is taken to wait.
+const PENDING_BYTES_CROWDED: u64 = limits::WRITE_BEHIND_BYTES_MAX as u64 / 2;
 
 /// What is told of changes: the watch hub.
 pub trait Publisher: Debug + Send + Sync + 'static {
@@ -260,17 +262,21 @@ impl Applier {
         if let Some(digest) = restores(&batch) {
             return self.apply_restore(at, &batch, digest);
         }
+        // Applying waits for the engine when the write-behind queue is full.
+        let crowded = self.store.load().stats().pending_bytes > PENDING_BYTES_CROWDED;
+        let brief = batch.proposals.iter().all(|proposal| proposal.command.is_brief());
+        unhurried(crowded || !brief, || self.apply_decoded(at, &batch, bytes.len()))
+    }
+
+    fn apply_decoded(&self, at: LogPosition, batch: &Batch, bytes: usize) -> Result<Step, Fault> {
         let begun = self.clock.monotonic();
-        let apply = || {
-            let mut machine = self.machine.lock();
-            if *self.limit.borrow() < at.index {
-                return Ok(None);
-            }
-            let applied = machine.apply(at, &batch)?;
-            self.marks.note(at, machine.state_hash());
-            Ok::<_, Fault>(Some(applied))
-        };
-        let Some(applied) = self.unhurried(apply)? else { return Ok(Step::Wait) };
+        let mut machine = self.machine.lock();
+        if *self.limit.borrow() < at.index {
+            return Ok(Step::Wait);
+        }
+        let applied = machine.apply(at, batch)?;
+        self.marks.note(at, machine.state_hash());
+        drop(machine);
         let took = self.clock.monotonic().saturating_sub(begun);
         self.metrics.apply_duration.observe(took.as_secs_f64());
         if !applied.leases.is_empty() {
@@ -279,25 +285,13 @@ impl Applier {
         if !applied.events.is_empty() {
             self.publisher.publish(&applied.events);
         }
-        self.tail.grow(bytes.len());
+        self.tail.grow(bytes);
         self.progress.send_modify(|progress| {
             progress.applied = Some(at);
             progress.revision = applied.revision;
             progress.now_ms = progress.now_ms.max(batch.proposed_at_ms);
         });
         Ok(Step::Done(Outcomes(applied.outcomes)))
-    }
-
-    /// Applying waits for the engine when the write-behind queue is full. Before it comes to that,
-    /// this worker thread's other tasks are given to another; always would cost a thread switch each.
-    fn unhurried<T>(&self, apply: impl FnOnce() -> T) -> T {
-        let pending = self.store.load().stats().pending_bytes;
-        let crowded = pending > u64::try_from(limits::WRITE_BEHIND_BYTES_MAX / 2).unwrap_or(u64::MAX);
-        if crowded && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
-            tokio::task::block_in_place(apply)
-        } else {
-            apply()
-        }
     }
 
     fn note(&self, at: LogPosition, membership: Option<Vec<u8>>) -> Result<Step, Fault> {

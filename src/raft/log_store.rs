@@ -7,6 +7,7 @@
 use super::entry::{self, Entry};
 use super::flushed::Flushed;
 use super::types::{LogId, Types, Vote, log_id, position};
+use crate::env::unhurried;
 use crate::model::{Fault, LogPosition, codec};
 use crate::storage::wal::{Done, Recovered, Wal, WalEntry};
 use openraft::alias::EntryOf;
@@ -248,7 +249,7 @@ impl RaftLogStorage<Types> for LogStore {
             }
             callback.io_completed(result.map_err(io_error));
         });
-        self.wal.append(logged, done);
+        unhurried(self.wal.is_full(), || self.wal.append(logged, done));
         Ok(())
     }
 

@@ -222,6 +222,12 @@ impl Wal {
         open::open(disk, options)
     }
 
+    /// Whether so much is queued that `append` waits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.owner.shared.state.lock().queued_bytes >= self.owner.options.queue_bytes
+    }
+
     /// Queues entries, which must follow the last one without a hole. They are readable when this
     /// returns. Waits while too much is queued.
     pub fn append(&self, entries: Vec<WalEntry>, done: Done) {
