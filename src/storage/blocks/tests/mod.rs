@@ -484,8 +484,11 @@ fn history_that_stays_lies_in_few_engines() {
     let store = BlockStore::new(first, options).unwrap();
     for main in 1..=3000 {
         store.append(vec![record(main, 0, 500)]).unwrap();
+        // Not one group, however late the writer wakes: it begins an engine at most once for each.
+        if main % 100 == 0 {
+            store.settle().unwrap();
+        }
     }
-    store.settle().unwrap();
     assert!(store.stats().engines <= 3 && engines.read().len() > 4, "{:?}", store.stats());
     assert!((1..=3000).all(|main| store.get(main, 0).unwrap() == Some(record(main, 0, 500))));
 }
