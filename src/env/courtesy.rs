@@ -1,4 +1,4 @@
-//! How background work leaves the processor and the disk to what somebody waits for.
+//! How background work leaves the processor and the disk, and long work its worker, to what somebody waits for.
 //!
 //! A thread of a low priority that has the processor keeps it for a slice of some milliseconds even so, and a request
 //! that passes several members meets such a slice more than once.
@@ -30,8 +30,8 @@ thread_local! {
 /// Runs work of a task. If it may take long, the other tasks of this worker, which may be the only one, are given to
 /// another thread first; always would cost a thread switch each.
 pub fn unhurried<T>(is_long: bool, work: impl FnOnce() -> T) -> T {
-    let elsewhere = || Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if is_long && elsewhere() { tokio::task::block_in_place(work) } else { work() }
+    let has_workers = || Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if is_long && has_workers() { tokio::task::block_in_place(work) } else { work() }
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long others had the processor; nobody is told")]

@@ -225,7 +225,11 @@ impl Wal {
     /// Whether so much is queued that `append` waits.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.owner.shared.state.lock().queued_bytes >= self.owner.options.queue_bytes
+        self.has_full(&self.owner.shared.state.lock())
+    }
+
+    fn has_full(&self, state: &State) -> bool {
+        state.queued_bytes >= self.owner.options.queue_bytes
     }
 
     /// Queues entries, which must follow the last one without a hole. They are readable when this
@@ -234,7 +238,7 @@ impl Wal {
         let crcs: Vec<u32> = entries.iter().map(|entry| record::payload_crc(&entry.bytes)).collect();
         let mut state = self.owner.shared.state.lock();
         if self.owner.options.threading == Threading::Own {
-            while state.queued_bytes >= self.owner.options.queue_bytes && matches!(state.life, Life::Open) {
+            while self.has_full(&state) && matches!(state.life, Life::Open) {
                 self.owner.shared.room.wait(&mut state);
             }
         }
