@@ -47,6 +47,7 @@ enum Kind {
     Role,
     Token,
     AuthSettings,
+    Steps,
 }
 
 struct Part {
@@ -69,6 +70,7 @@ impl Part {
             Kind::Role => 6,
             Kind::Token => 7,
             Kind::AuthSettings => 8,
+            Kind::Steps => 9,
         };
         let mut bytes = Vec::with_capacity(1 + room);
         bytes.push(kind);
@@ -108,6 +110,11 @@ pub(crate) fn record(record: &Record) -> u128 {
         .field(&record.key)
         .field(&record.value)
         .finish()
+}
+
+/// Of how far the clock of idempotency records is behind log time.
+pub(crate) fn steps(term: u64, sum_ms: u64) -> u128 {
+    Part::new(Kind::Steps).number(term.cast_signed()).number(sum_ms.cast_signed()).finish()
 }
 
 pub(crate) fn lease(id: LeaseId, lease: &Lease) -> u128 {

@@ -1,11 +1,15 @@
 //! What became of requests that carried an idempotency key.
 //!
-//! Invariants: `order` lists exactly the records, oldest first; log time never goes back, so the
+//! They age by log time, but for what it steps over where a term begins. That may be the error of one wrong clock,
+//! which had the term before begin in the past, as well as time without a leader; and a record that goes early is
+//! a request done twice.
+//! Invariants: `order` lists exactly the records, oldest first; their clock never goes back, so the
 //! oldest are at the front. Records are removed at a fixed rate per proposal, never per batch, so
 //! that members agree however batches were cut.
 
 use super::hash::{self, Sum};
 use crate::model::{Caller, Fault, Idempotency, Rejection, Reply, Revision, codec, limits};
+use crate::storage::mutant::{self, Mutant};
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -25,6 +29,21 @@ pub(crate) struct Table {
     next: u64,
     bytes: u64,
     max: usize,
+    steps: Steps,
+}
+
+/// How far the records' clock is behind log time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Steps {
+    /// Of the newest batch; 0 if none has been applied.
+    term: u64,
+    sum_ms: u64,
+}
+
+impl Steps {
+    pub(crate) fn hash(self) -> u128 {
+        hash::steps(self.term, self.sum_ms)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +51,7 @@ struct Kept {
     sequence: u64,
     fingerprint: [u8; 16],
     revision: Revision,
+    /// By the records' clock.
     at_ms: u64,
     /// An encoded `Result<Reply, Rejection>`.
     outcome: Arc<[u8]>,
@@ -64,7 +84,7 @@ pub(crate) enum Found {
 
 impl Table {
     pub(crate) fn new(max: usize) -> Self {
-        Self { records: OrdMap::new(), order: OrdMap::new(), next: 0, bytes: 0, max }
+        Self { records: OrdMap::new(), order: OrdMap::new(), next: 0, bytes: 0, max, steps: Steps::default() }
     }
 
     /// Scopes, and bytes as the quota counts them.
@@ -84,12 +104,43 @@ impl Table {
         self.records.len() >= self.max
     }
 
+    /// Of every batch, before its proposals: its term, and by how much it moves log time.
+    pub(crate) fn pass(&mut self, term: u64, passed_ms: u64, sum: &mut Sum) {
+        if term != self.steps.term {
+            let step_ms = if mutant::is_active(Mutant::StepsAgeRequests) { 0 } else { passed_ms };
+            self.set_steps(Steps { term, sum_ms: self.steps.sum_ms.saturating_add(step_ms) }, sum);
+        }
+    }
+
+    pub(crate) fn steps(&self) -> Option<Steps> {
+        Some(self.steps).filter(|steps| *steps != Steps::default())
+    }
+
+    fn set_steps(&mut self, steps: Steps, sum: &mut Sum) {
+        self.steps().into_iter().for_each(|former| sum.remove(former.hash()));
+        self.steps = steps;
+        self.steps().into_iter().for_each(|steps| sum.add(steps.hash()));
+    }
+
+    /// The records' clock at a log time.
+    fn clock_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.steps.sum_ms)
+    }
+
+    pub(crate) fn clear(&mut self, sum: &mut Sum) {
+        while let Some((_, scope)) = self.order.get_min() {
+            let scope = scope.clone();
+            self.remove(&scope, sum);
+        }
+    }
+
     /// Removes a few of the records that are too old, if there are any.
     pub(crate) fn expire(&mut self, now_ms: u64, sum: &mut Sum) {
+        let clock_ms = self.clock_ms(now_ms);
         for _ in 0..EXPIRED_PER_PROPOSAL {
             let Some((_, scope)) = self.order.get_min() else { return };
             let scope = scope.clone();
-            if self.records.get(&scope).is_some_and(|kept| !is_expired(kept, now_ms)) {
+            if self.records.get(&scope).is_some_and(|kept| !is_expired(kept, clock_ms)) {
                 return;
             }
             self.remove(&scope, sum);
@@ -97,7 +148,8 @@ impl Table {
     }
 
     pub(crate) fn find(&self, caller: &Caller, asked: &Idempotency, now_ms: u64) -> Result<Found, Fault> {
-        match self.records.get(&scope(caller, &asked.key)).filter(|kept| !is_expired(kept, now_ms)) {
+        let clock_ms = self.clock_ms(now_ms);
+        match self.records.get(&scope(caller, &asked.key)).filter(|kept| !is_expired(kept, clock_ms)) {
             None => Ok(Found::Nothing),
             Some(kept) if kept.fingerprint != asked.fingerprint => Ok(Found::OtherRequest),
             Some(kept) => codec::decode("an idempotency record", &kept.outcome).map(Found::Outcome),
@@ -129,7 +181,7 @@ impl Table {
             sequence: self.next,
             fingerprint: asked.fingerprint,
             revision,
-            at_ms: now_ms,
+            at_ms: self.clock_ms(now_ms),
             outcome: bytes.into(),
         };
         self.next += 1;
@@ -169,13 +221,21 @@ impl Table {
         Ok(())
     }
 
+    pub(crate) fn restore_steps(&mut self, steps: Steps, sum: &mut Sum) -> Result<(), Fault> {
+        if self.steps().is_some() {
+            return Err(Fault::corrupt("the image", "steps of time twice"));
+        }
+        self.set_steps(steps, sum);
+        Ok(())
+    }
+
     pub(crate) fn restore_sequence(&mut self, next: u64) {
         self.next = self.next.max(next);
     }
 }
 
-fn is_expired(kept: &Kept, now_ms: u64) -> bool {
-    now_ms.saturating_sub(kept.at_ms) > limits::IDEMPOTENCY_KEPT_MS
+fn is_expired(kept: &Kept, clock_ms: u64) -> bool {
+    clock_ms.saturating_sub(kept.at_ms) > limits::IDEMPOTENCY_KEPT_MS
 }
 
 fn hash_of(scope: &[u8], kept: &Kept) -> u128 {

@@ -33,6 +33,8 @@ pub(super) const BLOCK_LENGTH_BYTES: usize = 4;
 pub(super) const LEASES: u8 = 8;
 /// Only where there are any: images without users are those of releases without them.
 pub(super) const AUTH: u8 = 9;
+/// Of the idempotency records' clock. Images of builds that let them age by log time have none.
+pub(super) const STEPS: u8 = 10;
 
 /// Blocks aim at this many bytes; one huge record may take a block of its own.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -149,6 +151,9 @@ impl Image {
         let leases = root.leases.iter().map(PortableLease::of);
         let attachments = root.attached.iter().map(|(id, key)| (id, key.clone()));
         // The end's hash speaks for them.
+        if let Some(steps) = root.idempotency.steps() {
+            emit(&block(STEPS, &steps)?)?;
+        }
         table(AUTH, root.auth.portable(), PortableAuth::size, emit)?;
         let end = End {
             leases: table(LEASES, leases, PortableLease::size, emit)?,
@@ -259,9 +264,7 @@ impl Packer<'_> {
 fn forgetful(root: &Root) -> Root {
     let mut root = root.clone();
     if mutant::is_active(Mutant::SnapshotForgetsRequests) {
-        while root.idempotency.len() > 0 {
-            root.idempotency.expire(u64::MAX, &mut root.sum);
-        }
+        root.idempotency.clear(&mut root.sum);
     }
     if mutant::is_active(Mutant::SnapshotForgetsLeases) {
         let leases = std::mem::take(&mut root.leases);

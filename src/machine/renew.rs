@@ -19,9 +19,7 @@ impl Machine {
     pub fn renew(&mut self, bump: Revision, at: LogPosition, membership: Bytes) -> Result<Revision, Fault> {
         self.end_leases()?;
         let root = &mut self.root;
-        while root.idempotency.len() > 0 {
-            root.idempotency.expire(u64::MAX, &mut root.sum);
-        }
+        root.idempotency.clear(&mut root.sum);
         root.auth.drop_tokens(&mut root.sum);
         let revision = root.numbers.revision.checked_add(bump).filter(|revision| *revision <= limits::REVISION_MAX);
         let revision = revision.ok_or_else(|| Fault::Invariant("the revision cannot be raised any further".into()))?;

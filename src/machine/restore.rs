@@ -8,7 +8,7 @@ use super::auth::PortableAuth;
 use super::hash;
 use super::idempotency::Portable;
 use super::image::{
-    ATTACHMENTS, AUTH, BLOCK_LENGTH_BYTES, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS,
+    ATTACHMENTS, AUTH, BLOCK_LENGTH_BYTES, END, End, HEADER, Header, IDEMPOTENCY, LEASES, PortableLease, RECORDS, STEPS,
 };
 use super::image_file::Places;
 use super::index::{Head, History, Index, KeyRecord, Slot};
@@ -131,6 +131,10 @@ impl Restore {
             IDEMPOTENCY => codec::decode::<Vec<Portable>>("the image's idempotency records", &content)?
                 .into_iter()
                 .try_for_each(|record| self.root.idempotency.restore(record, &mut self.root.sum)),
+            STEPS => {
+                let steps = codec::decode("the image's steps of time", &content)?;
+                self.root.idempotency.restore_steps(steps, &mut self.root.sum)
+            }
             AUTH => codec::decode::<Vec<PortableAuth>>("the image's users and roles", &content)?
                 .into_iter()
                 .try_for_each(|entry| self.root.auth.restore(entry, &mut self.root.sum).map_err(corrupt)),

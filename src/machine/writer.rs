@@ -86,7 +86,10 @@ impl Machine {
     /// # Errors
     /// Only faults; what is wrong with a single proposal is its outcome.
     pub fn apply(&mut self, at: LogPosition, batch: &Batch) -> Result<Applied, Fault> {
-        self.root.numbers.now_ms = self.root.numbers.now_ms.max(batch.proposed_at_ms);
+        let root = &mut self.root;
+        let passed_ms = batch.proposed_at_ms.saturating_sub(root.numbers.now_ms);
+        root.numbers.now_ms += passed_ms;
+        root.idempotency.pass(at.term, passed_ms, &mut root.sum);
         self.term = at.term;
         let mut applied = Applied {
             outcomes: Vec::with_capacity(batch.proposals.len()),

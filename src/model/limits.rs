@@ -77,8 +77,8 @@ pub const ENGINE_WATCHDOG_S: u64 = 10;
 /// engine keeps what it took in until it is full, and the pages of what was read last: once that is more
 /// than the cache, the thread that writes has it let go; once it is four times as much, the reader does.
 pub const ENGINE_CACHE_BYTES: u64 = 4 << 20;
-/// Idempotency records: kept this long in log time, this many, with answers up to this size.
-pub const IDEMPOTENCY_KEPT_MS: u64 = 600_000;
+/// Idempotency records: kept this long, ten minutes by log time a tenth fast, this many, with answers up to this size.
+pub const IDEMPOTENCY_KEPT_MS: u64 = 660_000;
 pub const IDEMPOTENCY_RECORDS_MAX: usize = 1_000_000;
 pub const IDEMPOTENCY_REPLY_BYTES_MAX: usize = 4096;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;

@@ -239,7 +239,7 @@ impl<L: Log> Worker<L> {
         let (applied_ms, wall_ms) = (self.log.applied_ms(), self.clock.wall_ms());
         let target_ms = if self.log_clock.begins(term) {
             // Without a quorum's word nothing could be committed either. A term must not begin without: the next
-            // would step over the time it went by, and what was to be remembered for a while would be forgotten.
+            // would step over the time it went by, and history and tokens would be as much older at once.
             match self.log.agreed_wall_ms(wall_ms).await {
                 Some(agreed_ms) => agreed_ms,
                 None if mutant::is_active(Mutant::TermBeginsUnasked) => applied_ms,

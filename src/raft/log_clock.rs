@@ -3,8 +3,10 @@
 //! It advances with the leader's monotonic clock and is slewed towards wall time by at most 10 %,
 //! never stepped, so a wall clock that is wrong ages nothing at once. Only when a term starts may it
 //! step, forward, to the wall clock given, which is the median of a quorum's: so time spent without a
-//! leader counts, and one member's wrong clock does not. A term has no stamp before a quorum's clocks
-//! are known: what one had stamped behind them would age by the whole of the next one's step.
+//! leader counts, and one member's wrong clock does not, but where two tell: the one that is behind is
+//! gone by, and the next term may step. So requests do not age by steps (`machine::idempotency`). A term
+//! has no stamp before a quorum's clocks are known: history and tokens stamped behind them would age by
+//! the whole of the next one's step.
 //! Invariants: within and across terms it never goes back; between two stamps of one term it moves
 //! by 90 to 110 % of the time passed.
 

@@ -38,6 +38,8 @@ pub enum Mutant {
     BookmarkAhead,
     /// A repeated request is taken for a new one.
     RequestIdForgotten,
+    /// Records of requests age by what log time steps over where a term begins.
+    StepsAgeRequests,
     /// Whoever led once may end leases.
     FormerLeaderExpires,
     /// A new leader does not give leases their whole TTL.
@@ -75,6 +77,7 @@ impl Mutant {
         Self::WatchSplitsRevision,
         Self::BookmarkAhead,
         Self::RequestIdForgotten,
+        Self::StepsAgeRequests,
         Self::FormerLeaderExpires,
         Self::NewLeaderCutsLeases,
         Self::TermBeginsUnasked,

@@ -309,7 +309,7 @@ fn a_leader_that_is_cut_off_answers_no_linearizable_read() {
 }
 
 /// The first batch of a cluster comes while its leader can ask nobody else for the time. If it began its term
-/// without, the next leader's would step over it, and forget at once what came of requests.
+/// without, the next leader's would step from then to today, and requests must not be so much older for that.
 #[test]
 fn a_repetition_is_known_though_the_first_term_began_in_a_standstill() {
     let _machine = machine();

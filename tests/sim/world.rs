@@ -161,11 +161,10 @@ impl World {
         }
     }
 
-    /// The other members' wall clocks are right again: a term begins at the median of a quorum's, so while
-    /// a majority is an hour ahead, so is log time, and idempotency keys are rightly forgotten.
+    /// No promise rests on wall clocks: those of all members may be wrong, each in its own way.
     pub(crate) fn step_wall(&mut self, id: MemberId, offset_ms: i64) {
-        for host in self.hosts.values_mut() {
-            host.step_wall(if host.id == id { offset_ms } else { 0 });
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.step_wall(offset_ms);
         }
     }
 

@@ -68,6 +68,8 @@ fn agree_with_the_model(seeds: Vec<u64>) {
         let mut rig = Rig::with(options);
         let mut applied = 0;
         while applied < 520 {
+            // Two take turns: what counts is whether it is another, and both propose.
+            rig.term = if dice.one_in(8) { 3 - rig.term } else { rig.term };
             rig.now_ms = next_ms(&mut dice, rig.now_ms);
             let proposals: Vec<Proposal> = (0..=dice.below(4)).map(|_| proposal(&mut dice, model.revision)).collect();
             applied += proposals.len();
@@ -99,7 +101,7 @@ fn batch(rig: &mut Rig, model: &mut Model, proposals: &[Proposal]) {
     let before = model.revision;
     let applied = rig.apply(proposals.to_vec());
     for (proposal, outcome) in proposals.iter().zip(&applied.outcomes) {
-        let (result, replayed) = model.apply(rig.now_ms, proposal);
+        let (result, replayed) = model.apply((rig.term, rig.now_ms), proposal);
         assert_eq!((&outcome.result, outcome.replayed), (&result, replayed), "{proposal:#?}");
     }
     assert_eq!(applied.revision, model.revision);
@@ -304,6 +306,7 @@ fn hash_made_anew(rig: &Rig) {
     for record in root.idempotency.iter() {
         sum.add(record.hash());
     }
+    root.idempotency.steps().into_iter().for_each(|steps| sum.add(steps.hash()));
     assert_eq!(sum, root.sum);
 }
 
@@ -354,7 +357,12 @@ fn run(
             index += 1;
             let proposals = chunk.iter().map(|(_, proposal)| proposal.clone()).collect();
             let batch = Batch { proposed_at_ms: chunk[0].0, wall_ms: index, proposals };
-            outcomes.extend(machine.apply(LogPosition { term: 1, node: 1, index }, &batch).unwrap().outcomes);
+            outcomes.extend(
+                machine
+                    .apply(LogPosition { term: 1 + chunk[0].0 / 50_000 % 2, node: 1, index }, &batch)
+                    .unwrap()
+                    .outcomes,
+            );
             if disturbed && dice.one_in(20) {
                 machine = restore(options, blocks(&machine)).unwrap();
             }

@@ -5,7 +5,7 @@ use crate::machine::{self, Machine};
 use crate::model::CompareOp::{Equal, Greater, Less, NotEqual};
 use crate::model::{
     Caller, Command, Compare, CompareTarget, DeleteReason, EventKind, KeyRange, LeaseChoice, LeaseRemaining,
-    LeaseStart, Op, OpReply, RangeOp, RangeSort, Rejection, Reply, SortOrder,
+    LeaseStart, Op, OpReply, RangeOp, RangeSort, Rejection, Reply, SortOrder, limits,
 };
 
 fn keys(reply: &crate::model::RangeReply) -> Vec<&str> {
@@ -337,10 +337,30 @@ fn a_repeated_request_gets_the_first_answer() {
     let mut of_other = keyed("k", 2, command(5));
     of_other.caller = Caller::User { name: "ann".into(), auth_revision: 1 };
     assert!(!rig.apply(vec![of_other]).outcomes.remove(0).replayed, "keys are each caller's own");
-    rig.now_ms += 600_000;
+    rig.now_ms += limits::IDEMPOTENCY_KEPT_MS;
     assert!(rig.apply(vec![keyed("k", 1, command(1))]).outcomes.remove(0).replayed, "old, but kept");
     rig.now_ms += 1;
     assert!(!rig.apply(vec![keyed("k", 1, command(1))]).outcomes.remove(0).replayed, "too old");
+}
+
+/// Where a term begins log time may step over hours: what one wrong clock had it behind, or what passed without a leader.
+#[test]
+fn what_log_time_steps_over_where_a_term_begins_ages_no_request() {
+    let mut rig = Rig::new();
+    let mut is_replayed = |term, passed_ms| {
+        (rig.term, rig.now_ms) = (term, rig.now_ms + passed_ms);
+        let command = Command::Txn(txn(vec![], vec![add("n", 1)], vec![]));
+        let replayed = rig.apply(vec![keyed("k", 1, command)]).outcomes.remove(0).replayed;
+        rig = rig.restored();
+        replayed
+    };
+    let hour = 3_600_000;
+    assert!(!is_replayed(1, 0));
+    assert!(is_replayed(1, limits::IDEMPOTENCY_KEPT_MS - 1));
+    assert!(is_replayed(2, 2 * hour));
+    assert!(is_replayed(7, hour));
+    assert!(is_replayed(7, 1));
+    assert!(!is_replayed(7, 1), "but within a term");
 }
 
 #[test]

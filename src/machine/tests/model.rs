@@ -99,6 +99,9 @@ pub(super) struct Model {
     pub(super) revision: Revision,
     pub(super) compacted: Revision,
     pub(super) now_ms: u64,
+    pub(super) term: u64,
+    /// Log time that passed within terms.
+    within_terms_ms: u64,
     pub(super) quota: u64,
     pub(super) state: State,
     /// The keys after each revision.
@@ -130,6 +133,8 @@ impl Model {
             revision: 1,
             compacted: 0,
             now_ms: 0,
+            term: 0,
+            within_terms_ms: 0,
             quota,
             state: State::default(),
             states: BTreeMap::from([(1, Keys::new())]),
@@ -161,17 +166,22 @@ impl Model {
         self.remembered.len()
     }
 
-    pub(super) fn apply(&mut self, now_ms: u64, proposal: &Proposal) -> Outcome {
+    pub(super) fn apply(&mut self, (term, now_ms): (u64, u64), proposal: &Proposal) -> Outcome {
+        if term == self.term {
+            self.within_terms_ms += now_ms.saturating_sub(self.now_ms);
+        }
+        self.term = term;
         self.now_ms = self.now_ms.max(now_ms);
-        let is_old = |record: &Remembered, now_ms: u64| now_ms - record.at_ms > limits::IDEMPOTENCY_KEPT_MS;
+        let is_old = |record: &Remembered, clock_ms: u64| clock_ms - record.at_ms > limits::IDEMPOTENCY_KEPT_MS;
         for _ in 0..8 {
-            if self.remembered.first().is_some_and(|record| is_old(record, self.now_ms)) {
+            if self.remembered.first().is_some_and(|record| is_old(record, self.within_terms_ms)) {
                 self.remembered.remove(0);
             }
         }
         let Some(asked) = &proposal.idempotency else { return (self.execute(&proposal.command), false) };
         let scope = (proposal.caller.clone(), asked.key.clone());
-        let known = self.remembered.iter().find(|record| record.scope == scope && !is_old(record, self.now_ms));
+        let known =
+            self.remembered.iter().find(|record| record.scope == scope && !is_old(record, self.within_terms_ms));
         if let Some(record) = known {
             return if record.fingerprint == asked.fingerprint {
                 (record.outcome.clone(), true)
@@ -198,7 +208,7 @@ impl Model {
             scope,
             fingerprint: asked.fingerprint,
             outcome: kept,
-            at_ms: self.now_ms,
+            at_ms: self.within_terms_ms,
             bytes,
         });
         (result, false)
@@ -234,7 +244,7 @@ impl Model {
                 Ok(Reply::LeaseRevoked { deleted, revision: self.revision })
             }
             Command::LeaseExpire { term, leases } => {
-                in_term(*term)?;
+                in_term(*term, self.term)?;
                 let (mut ended, mut deleted) = (0, 0);
                 for start in leases {
                     if self.state.has(*start) {
@@ -245,7 +255,7 @@ impl Model {
                 Ok(Reply::LeasesExpired { leases: ended, deleted, revision: self.revision })
             }
             Command::LeaseCheckpoint { term, leases } => {
-                in_term(*term)?;
+                in_term(*term, self.term)?;
                 let mut noted = 0;
                 for LeaseRemaining { start, remaining_ms } in leases {
                     if self.state.has(*start) {
@@ -458,9 +468,8 @@ impl Model {
     }
 }
 
-/// Everything is applied in term 1.
-fn in_term(proposed: u64) -> Result<(), Rejection> {
-    if proposed == 1 { Ok(()) } else { Err(Rejection::StaleTerm { proposed, current: 1 }) }
+fn in_term(proposed: u64, current: u64) -> Result<(), Rejection> {
+    if proposed == current { Ok(()) } else { Err(Rejection::StaleTerm { proposed, current }) }
 }
 
 fn stamp(reply: &mut TxnReply, revision: Revision) {

@@ -20,6 +20,7 @@ pub(super) fn store() -> Arc<BlockStore> {
 /// A machine, and the log's next index and time.
 pub(super) struct Rig {
     pub(super) machine: Machine,
+    pub(super) term: u64,
     pub(super) index: u64,
     pub(super) now_ms: u64,
     pub(super) options: Options,
@@ -31,12 +32,12 @@ impl Rig {
     }
 
     pub(super) fn with(options: Options) -> Self {
-        Self { machine: Machine::new(store(), &options), index: 0, now_ms: 1_000_000, options }
+        Self { machine: Machine::new(store(), &options), term: 1, index: 0, now_ms: 1_000_000, options }
     }
 
     pub(super) fn apply(&mut self, proposals: Vec<Proposal>) -> Applied {
         self.index += 1;
-        let at = LogPosition { term: 1, node: 1, index: self.index };
+        let at = LogPosition { term: self.term, node: 1, index: self.index };
         let batch = Batch { proposed_at_ms: self.now_ms, wall_ms: 0, proposals };
         self.machine.apply(at, &batch).unwrap()
     }
@@ -83,7 +84,7 @@ impl Rig {
 
     pub(super) fn restored(&self) -> Self {
         let machine = restore(&self.options, self.blocks()).unwrap();
-        Self { machine, index: self.index, now_ms: self.now_ms, options: self.options.clone() }
+        Self { machine, options: self.options.clone(), ..*self }
     }
 }
 

@@ -479,7 +479,8 @@ async fn a_term_does_not_begin_before_a_quorum_has_told_the_time() {
     let bench = Bench::new();
     bench.log.unheard.store(u64::MAX, Ordering::Relaxed);
     let answer = bench.propose(1, Duration::from_millis(50));
-    assert_eq!(unavailable(answer.await.unwrap()), (Why::NoLeader, Outcome::NotProposed));
+    let refused = unavailable(answer.await.unwrap());
+    assert_eq!(refused, (Why::NoLeader, Outcome::NotProposed), "VIOLATION: a term began, and nobody had told the time");
     bench.log.unheard.store(3, Ordering::Relaxed);
     let late = bench.propose(2, LONG);
     let write = bench.log.next().await;
