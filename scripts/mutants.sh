@@ -83,6 +83,7 @@ simulated SnapshotForgetsLeases
 # One in some forty of such runs finds it.
 export TENURE_SIM_SEEDS=1..400 TENURE_SIM_FAULTS=Late
 simulated LateAnswersConfirm 'freshness|locks'
+# One in some twenty.
 export TENURE_SIM_FAULTS=WallStep
 simulated StepsAgeRequests 'exactly once|writes'
 echo "mutants: none survived"

@@ -112,14 +112,17 @@ impl Table {
         }
     }
 
+    /// None before the first batch, and of a build that let records age by log time.
     pub(crate) fn steps(&self) -> Option<Steps> {
         Some(self.steps).filter(|steps| *steps != Steps::default())
     }
 
     fn set_steps(&mut self, steps: Steps, sum: &mut Sum) {
-        self.steps().into_iter().for_each(|former| sum.remove(former.hash()));
+        if let Some(former) = self.steps() {
+            sum.remove(former.hash());
+        }
         self.steps = steps;
-        self.steps().into_iter().for_each(|steps| sum.add(steps.hash()));
+        sum.add(steps.hash());
     }
 
     /// The records' clock at a log time.

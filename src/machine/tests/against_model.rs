@@ -306,7 +306,7 @@ fn hash_made_anew(rig: &Rig) {
     for record in root.idempotency.iter() {
         sum.add(record.hash());
     }
-    root.idempotency.steps().into_iter().for_each(|steps| sum.add(steps.hash()));
+    sum.add(root.idempotency.steps().unwrap().hash());
     assert_eq!(sum, root.sum);
 }
 
@@ -357,12 +357,8 @@ fn run(
             index += 1;
             let proposals = chunk.iter().map(|(_, proposal)| proposal.clone()).collect();
             let batch = Batch { proposed_at_ms: chunk[0].0, wall_ms: index, proposals };
-            outcomes.extend(
-                machine
-                    .apply(LogPosition { term: 1 + chunk[0].0 / 50_000 % 2, node: 1, index }, &batch)
-                    .unwrap()
-                    .outcomes,
-            );
+            let at = LogPosition { term: 1 + chunk[0].0 / 50_000 % 2, node: 1, index };
+            outcomes.extend(machine.apply(at, &batch).unwrap().outcomes);
             if disturbed && dice.one_in(20) {
                 machine = restore(options, blocks(&machine)).unwrap();
             }
